@@ -1,0 +1,31 @@
+"""What can go wrong, by name.
+
+Each message says what happened, to what, and what to do. None holds a secret or a whole document.
+"""
+
+from __future__ import annotations
+
+
+class RLMError(Exception):
+    """Any failure of an RLM run that is not a bug of the caller's own code."""
+
+
+class ContextError(RLMError):
+    """The context or the question cannot be used: empty, unreadable, changed since, or of an unknown kind."""
+
+
+class ModelError(RLMError):
+    """A model cannot be found or called. `__cause__` is the provider's own error."""
+
+
+class KernelError(RLMError):
+    """The kernel did not start, died, or no longer speaks.
+
+    Args:
+        message: What happened, in one line.
+        cause: One of `start`, `exit`, `signal`, `memory`, `hang`, `closed`.
+    """
+
+    def __init__(self, message: str, *, cause: str = "exit") -> None:
+        super().__init__(message)
+        self.cause = cause
