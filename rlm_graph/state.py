@@ -6,9 +6,15 @@ and a JSON client can write it and read it back. What lives on the host only is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
+from langchain_core.messages import AnyMessage
+from langgraph.channels.delta import DeltaChannel
+from langgraph.channels.untracked_value import UntrackedValue
+from langgraph.graph.message import add_messages
+from langgraph.managed import RemainingSteps
 from typing_extensions import TypedDict
 
 Phase = Literal["probe", "filter", "chunk", "compose"]
@@ -66,7 +72,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call got: a text, or a typed error (`SubCallError`, `BudgetExceeded`, `PromptTooLong`) with its message."""
+    """What a call got: a text, or a typed error (`SubCallError`, `BudgetExceeded`, `PromptTooLong`) and its message."""
 
     text: str | None = None
     error: str | None = None
@@ -90,11 +96,232 @@ class Done:
         error: The traceback in the model's own lines, or None.
         answer: `{"content": …, "ready": bool}` as JSON-like data, or None where the cell has not touched it.
         report: What the kernel says of its variables: `{"vars": [[name, type, size], …],
-            "candidates": {"items": int, "chars": int} | None, "chunks": {"items", "chars", "tokens": [min, median, max],
-            "over": int} | None}`. `over` counts chunks that do not fit the sub-model.
+            "candidates": {"items": int, "chars": int} | None, "chunks": {"items", "chars", "over",
+            "tokens": [min, median, max]} | None}`. `over` counts chunks that do not fit the sub-model.
     """
 
     stdout: str
     error: str | None
     answer: dict[str, Any] | None
     report: dict[str, Any]
+
+
+class Queued(TypedDict):
+    """A labelled cell of a reply that has not run yet."""
+
+    phase: Phase
+    code: str
+
+
+class Cell(TypedDict):
+    """An entry of the journal: a cell that ran, and what came of it. With the stored replies it can run again."""
+
+    index: int
+    turn: int
+    phase: Phase
+    code: str
+    stdout: str
+    error: str | None
+    context: int
+    """Which of the thread's contexts (`State.sources`) it ran on."""
+    question: int
+    """Which of the thread's questions it worked for, from 0."""
+    asked: int
+    """Calls that it made, and of those the ones that failed, and were refused by a limit."""
+    failed: int
+    refused: int
+    calls: str | None
+    """Key, in the content store, of the list of its call ids."""
+    report: dict[str, Any]
+    lost: bool
+    """It ended its kernel, so a replay leaves it out."""
+
+
+class Turn(TypedDict):
+    """A turn of the root's: what the host told it beside the cells' outputs, and its reply."""
+
+    note: str
+    reply: str
+
+
+class Wave(TypedDict):
+    """What one `dispatch` lets go."""
+
+    number: int
+    batches: list[str]
+    """Keys, in the content store, of batches of plain calls."""
+    nested: list[str]
+    """Keys of the calls that are a whole RLM one level deeper, each."""
+    calls: int
+    """How many it lets go; 0 where all were refused or answered."""
+    allowance: int
+    """How many more plain calls a running `sub_call` may take up meanwhile."""
+    tries: int
+    """How often in a row calls of a wave had come back without anything before this one."""
+
+
+class Settled(TypedDict):
+    """What a `sub_call` task came to: counts only; the replies are in the content store."""
+
+    wave: int
+    calls: int
+    """Calls of the wave that have an answer or a typed error."""
+    taken_up: int
+    """Calls that the cell made meanwhile, and that this task answered as well."""
+
+
+class Draft(TypedDict):
+    """The answer as far as the kernel holds it."""
+
+    ready: bool
+    content: Any
+    """The value, or where it is large its key in the content store as `{"stored": key}`."""
+
+
+class Start(TypedDict):
+    """Where the work on the present question begins in `turns` and `journal`."""
+
+    question: int
+    turn: int
+    cell: int
+
+
+class Usage(TypedDict):
+    """What a question cost, its whole tree together.
+
+    `cost` is in US dollars, None while prices are not known; `seconds` are wall-clock.
+    `by_model` and `by_depth` map to `{"calls", "input_tokens", "output_tokens"}`.
+    """
+
+    turns: int
+    calls: int
+    failed: int
+    refused: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+    seconds: float
+    by_model: dict[str, dict[str, int]]
+    by_depth: dict[str, dict[str, int]]
+
+
+StopReason = Literal[
+    "answered",
+    "direct",
+    "max_turns",
+    "max_calls",
+    "max_tokens",
+    "max_cost",
+    "max_seconds",
+    "max_steps",
+    "errors",
+    "refused",
+]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Opaque:
+    """A raw context on its way from the caller to `load`, which streams and traces show by its type alone."""
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"<context: {type(self.value).__name__}>"
+
+
+class Intake(UntrackedValue[Any]):
+    """A channel that no checkpoint keeps and no stream event shows the inside of."""
+
+    def update(self, values: Sequence[Any]) -> bool:
+        return super().update([v if v is None or isinstance(v, Opaque) else Opaque(v) for v in values])
+
+
+def _append(entries: Sequence[Any] | None, writes: Sequence[Sequence[Any]]) -> list[Any]:
+    joined = list(entries or ())
+    for write in writes:
+        joined.extend(write)
+    return joined
+
+
+def _of_the_latest_wave(settled: list[Settled], new: list[Settled]) -> list[Settled]:
+    """Keeps the counts of the latest wave only, whatever the order in which its tasks end."""
+    latest = max((s["wave"] for s in [*settled, *new]), default=0)
+    return [s for s in [*settled, *new] if s["wave"] == latest]
+
+
+class Input(TypedDict, total=False):
+    """What a caller gives.
+
+    `question`, or `messages` whose last human message is the question. `context` is a `str`, a list of them, documents,
+    a mapping, JSON-like data, a `pathlib.Path` (or several, or a directory), or what `hold()` returned; a path and a
+    held context cost no checkpoint anything.
+    """
+
+    question: str
+    messages: Annotated[list[AnyMessage], add_messages]
+    context: Annotated[Any, Intake]
+
+
+class NestedInput(TypedDict, total=False):
+    """What a `sub_call` gives to the RLM one level deeper: a context by reference, and whose tree it belongs to."""
+
+    question: str
+    context: Annotated[Any, Intake]
+    run: str
+    tree: str
+
+
+class Output(TypedDict, total=False):
+    """What a caller gets."""
+
+    answer: str | None
+    messages: Annotated[list[AnyMessage], add_messages]
+    usage: Usage
+    stop_reason: StopReason | None
+
+
+class State(Input, Output, total=False):
+    """All that a thread holds. Everything beyond `Input` and `Output` is private."""
+
+    run: str
+    tree: str
+    """Run id and question of the top of the recursion tree: the ledger's key, and the stored replies'."""
+    asked: str
+    """The question being worked on; `question` is cleared when it has been taken in, so that a follow-up shows."""
+    sources: list[Source]
+    started: float
+    """When `load` took the question in (seconds since the epoch)."""
+    start: Start
+    turns: Annotated[list[Turn], DeltaChannel(_append, list)]
+    journal: Annotated[list[Cell], DeltaChannel(_append, list)]
+    queue: list[Queued]
+    running: Queued | None
+    """The cell that has begun and not ended: computing, or waiting for answers."""
+    phase: Phase
+    wave: Wave | None
+    settled: Annotated[list[Settled], _of_the_latest_wave]
+    notice: str
+    """What the host has to say to the root before its next turn (no cell found, queue dropped, limit reached)."""
+    errors: int
+    """Turns in a row that brought nothing: no cell, or a failed one."""
+    draft: Draft | None
+    limit: StopReason | None
+    """The limit that has been reached, if one has."""
+    steps: RemainingSteps
+
+
+class SubCall(TypedDict):
+    """What `dispatch` sends to a `sub_call` task: references only."""
+
+    run: str
+    tree: str
+    wave: int
+    batch: NotRequired[str]
+    nested: NotRequired[str]
+    allowance: NotRequired[int]
+    """Set on the one task of a wave that also takes up the plain calls which the cell makes meanwhile."""
+    settled: NotRequired[Annotated[list[Settled], _of_the_latest_wave]]
+
+
+class SubCallOutput(TypedDict):
+    settled: Annotated[list[Settled], _of_the_latest_wave]

@@ -1,0 +1,103 @@
+"""From a root's reply to labelled cells: what a fence may say, and what the root hears where it says something else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+
+from rlm_graph.state import PHASES, Phase, Queued
+
+_FENCE = re.compile(r"^[ ]{0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
+_LANGUAGES = {"repl", "python", "py", "ipython"}
+_FINAL = re.compile(r"^\s*(?P<name>FINAL_VAR|FINAL)\((?P<inside>.*)\)\s*$", re.DOTALL | re.MULTILINE)
+
+_NO_CELL = (
+    "No cell was found in your reply. Put Python into a block that opens with ```repl and a label, e.g. ```repl probe"
+)
+_NOT_CLOSED = "The last cell was not run: its fence is not closed. Send it again, whole, or in smaller cells."
+_UNKNOWN_LABEL = "A cell was not run: `{label}` is not a label. The labels are {labels}."
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A reply taken apart.
+
+    Attributes:
+        cells: The cells to run, in order.
+        problem: What to tell the root where a block was left out or none was found; "" where all is well.
+    """
+
+    cells: tuple[Queued, ...]
+    problem: str = ""
+
+
+def cells_of(reply: str, phase: Phase) -> Parsed:
+    """The cells of a reply.
+
+    Args:
+        reply: The root's text.
+        phase: The current phase, which a block without a label belongs to.
+    """
+    cells: list[Queued] = []
+    problems: list[str] = []
+    prose: list[str] = []
+    lines = iter(reply.splitlines(keepends=True))
+    for line in lines:
+        opened = _FENCE.match(line.rstrip("\r\n"))
+        if not opened:
+            prose.append(line)
+            continue
+        code = _until_closed(lines, opened["fence"])
+        language, *labels = opened["info"].split() or [""]
+        if language.lower() not in _LANGUAGES:
+            continue
+        if code is None:
+            problems.append(
+                _NOT_CLOSED
+            )
+        elif labels and labels[0].lower() not in PHASES:
+            problems.append(
+                _UNKNOWN_LABEL.format(label=labels[0][:40], labels=", ".join(PHASES))
+            )
+        elif code.strip():
+            phase = _as_phase(labels[0]) if labels else phase
+            cells.append({"phase": phase, "code": code})
+    if final := _final_in_prose("".join(prose)):
+        cells.append({"phase": "compose", "code": final})
+    if not cells and not problems:
+        problems.append(_NO_CELL)
+    return Parsed(tuple(cells), "\n".join(problems))
+
+
+def _until_closed(lines: object, fence: str) -> str | None:
+    code: list[str] = []
+    for line in lines:  # type: ignore[attr-defined]
+        bare = line.strip()
+        if bare and set(bare) == {fence[0]} and len(bare) >= len(fence):
+            return "".join(code)
+        code.append(line)
+    return None
+
+
+def _as_phase(label: str) -> Phase:
+    return next(p for p in PHASES if p == label.lower())
+
+
+def _final_in_prose(prose: str) -> str | None:
+    """`FINAL(…)` and `FINAL_VAR(…)` on a line of their own, as the older official dialect has them."""
+    found = _FINAL.search(prose)
+    if not found:
+        return None
+    inside = found["inside"].strip()
+    if found["name"] == "FINAL_VAR":
+        return f"FINAL_VAR({inside.strip(chr(34) + chr(39) + ' ')!r})\n"
+    return f"FINAL({_unquoted(inside)!r})\n"
+
+
+def _unquoted(text: str) -> str:
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+    return value if isinstance(value, str) else text

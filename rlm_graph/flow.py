@@ -1,0 +1,93 @@
+"""What comes next: pure functions of the state, which every edge of the graph follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from langgraph.graph import END
+from langgraph.types import Send
+
+from rlm_graph.ledger import Limits
+from rlm_graph.state import State, StopReason, SubCall
+
+Next = Literal["plan", "probe", "filter", "chunk", "dispatch", "compose", "__end__"]
+_STEPS_TO_END = 3
+"""Supersteps that must be left for `compose` to end the run in good order."""
+
+
+def is_direct(state: State, depth: int, direct_below: int) -> bool:
+    """Whether the whole context goes into one prompt."""
+    fresh = not state.get("journal")
+    return depth == 0 and fresh and state["sources"][-1]["tokens"] < direct_below
+
+
+def ending(state: State, limits: Limits) -> StopReason | None:
+    """Why the run ends now; None while it goes on.
+
+    A limit that has been reached gives its name to the end, also where the root still composed an answer.
+    """
+    draft = state.get("draft")
+    if draft and draft["ready"]:
+        return state.get("limit") or "answered"
+    if state.get("steps", _STEPS_TO_END + 1) <= _STEPS_TO_END:
+        return "max_steps"
+    if state.get("running") or state.get("queue"):
+        return None
+    if state["errors"] >= limits.max_errors:
+        return state.get("limit") or "errors"
+    if len(state.get("turns") or []) - state["start"]["turn"] >= limits.max_turns:
+        return state.get("limit") or "max_turns"
+    return None
+
+
+def after_load(depth: int, direct_below: int) -> Callable[[State], Literal["plan", "compose"]]:
+    def edge(state: State) -> Literal["plan", "compose"]:
+        return "compose" if is_direct(state, depth, direct_below) else "plan"
+
+    return edge
+
+
+def next_step(limits: Limits) -> Callable[[State], Next]:
+    """The edge behind `plan` and behind every node that runs cells."""
+
+    def edge(state: State) -> Next:
+        if state.get("stop_reason"):
+            return END
+        if ending(state, limits):
+            return "compose"
+        if state.get("running"):
+            return "dispatch"
+        if queue := state.get("queue"):
+            return queue[0]["phase"]
+        return "plan"
+
+    return edge
+
+
+def let_go(state: State) -> list[Send] | str:
+    """The edge behind `dispatch`: a `Send` for each batch and each nested RLM, else back to the waiting cell."""
+    wave, running = state["wave"], state["running"]
+    assert wave is not None and running is not None
+    if not wave["calls"]:
+        return running["phase"]
+    to: SubCall = {"run": state["run"], "tree": state["tree"], "wave": wave["number"]}
+    sends = [Send("sub_call", {**to, "batch": key}) for key in wave["batches"]]
+    pump: SubCall = {**to, "allowance": wave["allowance"]}
+    sends[:1] = [Send("sub_call", {**pump, "batch": wave["batches"][0]} if wave["batches"] else pump)]
+    return sends + [Send("sub_call", {**to, "nested": key}) for key in wave["nested"]]
+
+
+def missing(state: State) -> int:
+    """How many calls of the wave came back with neither an answer nor an error."""
+    wave = state["wave"]
+    if wave is None:
+        return 0
+    return max(0, wave["calls"] - sum(s["calls"] for s in state["settled"] if s["wave"] == wave["number"]))
+
+
+def after_verify(state: State) -> str:
+    """Back to the waiting cell, or to `dispatch` with what has no answer yet."""
+    running = state["running"]
+    assert running is not None
+    return "dispatch" if missing(state) else running["phase"]

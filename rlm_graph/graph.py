@@ -1,0 +1,135 @@
+"""The state machine: its nodes and its edges, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.stores import BaseStore
+from langgraph.graph import START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Checkpointer
+
+from rlm_graph import flow
+from rlm_graph.ledger import Limits
+from rlm_graph.nodes.chunk import chunk
+from rlm_graph.nodes.compose import compose
+from rlm_graph.nodes.dispatch import dispatch
+from rlm_graph.nodes.filter import filter
+from rlm_graph.nodes.load import load
+from rlm_graph.nodes.plan import plan
+from rlm_graph.nodes.probe import probe
+from rlm_graph.nodes.sub_call import sub_call
+from rlm_graph.nodes.verify import verify
+from rlm_graph.settings import Model, Settings, models_by_depth
+from rlm_graph.state import Input, NestedInput, Output, State
+from rlm_graph.store import default_store
+
+Graph = CompiledStateGraph[State, None, Input, Output]
+_ANY_CELL = ["probe", "filter", "chunk", "compose"]
+
+
+def create_rlm(
+    model: Model,
+    sub_model: Model | Sequence[Model] | None = None,
+    *,
+    system_prompt: str | None = None,
+    limits: Limits | None = None,
+    direct_below: int = 16_000,
+    checkpointer: Checkpointer = None,
+    content_store: BaseStore[str, bytes] | None = None,
+    name: str = "rlm",
+) -> Graph:
+    """Makes a Recursive Language Model (Zhang, Kraska, Khattab, arXiv 2512.24601) as a LangGraph graph.
+
+    Its input is `question` (or `messages`) and `context`; its output `answer`, `messages`, `usage` and `stop_reason`.
+    The context is a variable in a Python kernel. The root model sees its description, writes cells that probe, filter
+    and chunk it, and calls sub-models on the chunks from code.
+
+    Args:
+        model: The root: a chat model, or `"provider:name"`.
+        sub_model: Who answers the calls: one for all depths, or a list, one for each depth below the root. None:
+            the root's own model.
+        system_prompt: Instructions of yours to the root, beside ours.
+        limits: How much one question may do.
+        direct_below: Tokens below which the context goes straight into one prompt of the root; 0: never.
+        checkpointer: Where LangGraph keeps the thread.
+        content_store: Where contexts, payloads and replies are kept: any byte store. None: a folder in the
+            user's cache. It must be shared where runs move between machines.
+        name: The graph's name.
+
+    Returns:
+        The compiled graph: `invoke`, `ainvoke`, `stream`, `astream` and `batch` work, and it is a node for a parent graph.
+
+    Raises:
+        ModelError: A model's name is not known, or its package is not installed.
+    """
+    graph = build_rlm(
+        model,
+        sub_model,
+        system_prompt=system_prompt,
+        limits=limits,
+        direct_below=direct_below,
+        content_store=content_store,
+        name=name,
+    )
+    return graph.compile(checkpointer=checkpointer, name=name)
+
+
+def build_rlm(
+    model: Model,
+    sub_model: Model | Sequence[Model] | None = None,
+    *,
+    system_prompt: str | None = None,
+    limits: Limits | None = None,
+    direct_below: int = 16_000,
+    content_store: BaseStore[str, bytes] | None = None,
+    name: str = "rlm",
+) -> StateGraph[State, None, Input, Output]:
+    """The same as `create_rlm`, not compiled: for those who compile it themselves.
+
+    Args:
+        model: See `create_rlm`, as for all the others.
+        sub_model: …
+        system_prompt: …
+        limits: …
+        direct_below: …
+        content_store: …
+        name: …
+    """
+    settings = Settings(
+        models=models_by_depth(model, sub_model),
+        limits=limits or Limits(),
+        system_prompt=system_prompt,
+        direct_below=direct_below,
+        store=content_store if content_store is not None else default_store(),
+    )
+    return _at_depth(settings, 0, name)
+
+
+def _at_depth(settings: Settings, depth: int, name: str) -> StateGraph[State, None, Any, Output]:
+    """The graph of one depth. Each depth has its own, so that a picture shows how they nest."""
+    deeper = depth + 2 <= settings.limits.max_depth
+    child = _at_depth(settings, depth + 1, name).compile(name=f"{name}_{depth + 1}") if deeper else None
+    graph = StateGraph(State, input_schema=NestedInput if depth else Input, output_schema=Output)
+    graph.add_node("load", load(settings, depth))
+    graph.add_node("plan", plan(settings, depth))
+    graph.add_node("probe", probe(settings, depth))
+    graph.add_node("filter", filter(settings, depth))
+    graph.add_node("chunk", chunk(settings, depth))
+    graph.add_node("dispatch", dispatch(settings, depth))
+    graph.add_node("sub_call", sub_call(settings, depth, child))
+    graph.add_node("verify", verify())
+    graph.add_node("compose", compose(settings, depth))
+
+    step = flow.next_step(settings.limits)
+    graph.add_edge(START, "load")
+    graph.add_conditional_edges("load", flow.after_load(depth, settings.direct_below), ["plan", "compose"])
+    graph.add_conditional_edges("plan", step, ["plan", *_ANY_CELL])
+    for cell in ("probe", "filter", "chunk"):
+        graph.add_conditional_edges(cell, step, ["plan", *_ANY_CELL, "dispatch"])
+    graph.add_conditional_edges("compose", step, ["plan", *_ANY_CELL, "dispatch", "__end__"])
+    graph.add_conditional_edges("dispatch", flow.let_go, ["sub_call", *_ANY_CELL])
+    graph.add_edge("sub_call", "verify")
+    graph.add_conditional_edges("verify", flow.after_verify, ["dispatch", *_ANY_CELL])
+    return graph

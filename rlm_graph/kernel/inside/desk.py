@@ -1,0 +1,173 @@
+"""Where host and cells meet in the kernel: what is bound before each cell, what is reported after it."""
+
+from __future__ import annotations
+
+import builtins
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import output
+from .calls import Calls
+from .dialect import Answer, answer_names, call_names, exit_names
+from .failures import describe
+from .load import Document, load
+from .values import lenient, summary, variables
+from .wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """What the toolkit may build upon: `names` are the dialect's functions and errors, by name."""
+
+    context: Callable[[], Any]
+    facts: Callable[[], dict[str, Any]]
+    names: dict[str, Any]
+
+
+class Desk:
+    """One per kernel. `handle` runs on the bridge's reader thread, `finish` on the main thread."""
+
+    def __init__(self, namespace: dict[str, Any], streams: tuple[Any, Any], memory: int) -> None:
+        self._namespace = namespace
+        self._streams = streams
+        self._memory = memory
+        self._builtins = dict(vars(builtins))
+        self._repair = vars(builtins).update
+        self._calls = Calls()
+        self._wire: Wire | None = None
+        self._facts: dict[str, Any] = {}
+        self._bound: dict[str, Any] = {}
+        self._answer = Answer()
+        self._before = self._answer_value()
+        self.index = 0
+        self.running = False
+        self._names = call_names(self._calls) | exit_names() | {"Document": Document}
+        self._names |= answer_names(namespace, self._own_variables, self._deliver)
+        self._names |= self._toolkit()
+        self._known = {*namespace, *self._names, "answer"}
+
+    def _toolkit(self) -> dict[str, Any]:
+        env = Env(lambda: self._bound.get("context"), lambda: dict(self._facts), dict(self._names))
+        try:
+            from .toolkit import names
+
+            return dict(names(env))
+        except Exception as error:  # the cells can do without
+            print(f"no toolkit: {error!r}", file=sys.__stderr__)
+            return {}
+
+    def attach(self, wire: Wire) -> None:
+        self._wire = self._calls.wire = wire
+
+    def repair(self) -> None:
+        """Undoes what a cell did to the builtins."""
+        self._repair(self._builtins)
+
+    def handle(self, number: int, op: str, arg: Any) -> None:
+        """Does what the host asks for."""
+        if op == "answers":
+            self._calls.settle(arg)
+        elif op == "interrupt":
+            if self.running:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        elif op == "cell":
+            self._begin(arg)
+            self._reply(number, None)
+        elif op == "bind":
+            self._reply(number, self._bind(arg["name"], arg["binding"]))
+
+    def _reply(self, number: int, arg: Any) -> None:
+        if self._wire is not None:
+            self._wire.send("done", arg, number=number)
+
+    def _bind(self, name: str, binding: dict[str, Any]) -> str | None:
+        """Makes a variable; gives the reason where it cannot be made."""
+        self.repair()
+        try:
+            self._bound[name] = self._namespace[name] = load(binding)
+        except MemoryError:
+            return f"it does not fit the kernel's memory ({self._memory:,} bytes)"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:500]
+        return None
+
+    def _begin(self, arg: dict[str, Any]) -> None:
+        self.repair()
+        sys.stdout, sys.stderr = self._streams
+        self.index, self._facts = arg["index"], arg["facts"]
+        output.SCREEN.output = output.Output(arg["output"])
+        if self._facts.get("reset_answer"):
+            self._answer = Answer()
+        self._answer.touched = False
+        self._before = self._answer_value()
+        self._namespace.update(self._names)
+        self._namespace.update(self._bound)
+        self._namespace["answer"] = self._answer
+        self.running = True
+        self._calls.open()
+
+    def finish(self, error: BaseException | None, message: str | None) -> None:
+        """Ends the cell: whatever it has broken, the report goes out."""
+        self.repair()
+        self.running = False
+        sys.stdout, sys.stderr = self._streams
+        self._calls.shut()
+        for stream in self._streams:
+            stream.drain()
+        text = message if error is None else describe(error, self._memory)
+        del error
+        report = {"index": self.index, "output": output.SCREEN.output.text(), "error": text} | self._report()
+        if self._wire is None:
+            return
+        try:
+            self._wire.send_packed("report", report)
+        except Exception as unsendable:
+            lost = f"the answer could not be handed over: {unsendable}"
+            report |= {"answer": None, "error": f"{text}\n{lost}" if text else lost}
+            self._wire.send_packed("report", report)
+
+    def _report(self) -> dict[str, Any]:
+        window = self._facts.get("window")
+        found: dict[str, Any] = {"answer": self._answer_report(), "vars": [], "candidates": None, "chunks": None}
+        try:
+            found["vars"] = self._own_variables()
+            for name in ("candidates", "chunks"):
+                if name in self._namespace:
+                    found[name] = summary(self._namespace[name], window)
+        except Exception as error:  # a value of the model's that cannot be looked at is no reason to lose the rest
+            print(f"no report on variables: {error!r}", file=sys.__stderr__)
+        return found
+
+    def _answer_report(self) -> dict[str, Any] | None:
+        held = self._namespace.get("answer")
+        if held is not self._answer:
+            self._answer = Answer(held.get("content", ""), held.get("ready", False)) if _is_answer(held) else Answer()
+            self._answer.touched = _is_answer(held)
+        value = self._answer_value()
+        return value if self._answer.touched or value != self._before else None
+
+    def _answer_value(self) -> dict[str, Any]:
+        try:
+            ready = bool(self._answer.get("ready"))
+        except Exception:
+            ready = True  # a value with an opinion of its own on truth was set, at any rate
+        return {"content": lenient(self._answer.get("content", "")), "ready": ready}
+
+    def _deliver(self, value: Any) -> None:
+        if not isinstance(self._namespace.get("answer"), dict):
+            self._namespace["answer"] = self._answer
+        self._namespace["answer"]["content"] = value
+        self._namespace["answer"]["ready"] = True
+
+    def _own_variables(self) -> list[list[Any]]:
+        known: set[str] = self._known | set(self._bound)
+        rows = variables(self._namespace, known)
+        return [[str(name)[:200], kind[:200], length] for name, kind, length in rows]
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, dict) and ("content" in value or "ready" in value)

@@ -1,0 +1,137 @@
+"""What a cell prints: the head passes, the tail is kept in a ring, what lies between is counted."""
+
+from __future__ import annotations
+
+import _thread
+import codecs
+import os
+import select
+import sys
+import time
+from collections import deque
+from typing import Any
+
+from ipykernel.displayhook import ZMQShellDisplayHook
+from ipykernel.iostream import OutStream
+from ipykernel.zmqshell import ZMQDisplayPublisher
+
+from .bound import clean, joined
+
+_LOG_BYTES = 64_000
+
+
+class Output:
+    """One cell's output, of all its streams and threads together, in the order in which it came."""
+
+    def __init__(self, limit: int) -> None:
+        # A bare lock: entering one cannot be torn by an interrupt, unlike a Condition or an RLock of Python's.
+        self._lock = _thread.allocate_lock()
+        self._tail_room = max(1, limit // 3)
+        self._head_room = max(1, limit - self._tail_room)
+        self._head: list[str] = []
+        self._tail: deque[str] = deque()
+        self._tail_size = 0
+        self._left_out = 0
+
+    def write(self, text: str) -> None:
+        with self._lock:
+            if self._head_room:
+                self._head.append(text[: self._head_room])
+                passed = len(self._head[-1])
+                self._head_room -= passed
+                text = text[passed:]
+            if text:
+                self._keep_tail(text)
+
+    def _keep_tail(self, text: str) -> None:
+        self._left_out += max(0, len(text) - self._tail_room)
+        text = text[-self._tail_room :]
+        self._tail.append(text)
+        self._tail_size += len(text)
+        while self._tail_size - len(self._tail[0]) >= self._tail_room:
+            gone = len(self._tail.popleft())
+            self._tail_size -= gone
+            self._left_out += gone
+
+    def text(self) -> str:
+        """Gives what is kept, with one line that says what is not."""
+        with self._lock:
+            head, tail = "".join(self._head), "".join(self._tail)
+            left_out = self._left_out
+        if left_out:
+            left_out += max(0, len(tail) - self._tail_room)
+            tail = tail[-self._tail_room :]
+        return joined(clean(head), left_out, clean(tail))
+
+
+class Screen:
+    """Where every stream of the kernel writes: the output of the cell that runs."""
+
+    def __init__(self) -> None:
+        self.output = Output(1)
+
+
+SCREEN = Screen()
+
+
+class BoundedStream(OutStream):
+    """`sys.stdout` and `sys.stderr` of the kernel; nothing of theirs goes by iopub, which loses messages."""
+
+    def write(self, string: str) -> int:
+        if not isinstance(string, str):
+            raise TypeError(f"write() argument must be str, not {type(string).__name__}")
+        if self._is_master_process():
+            SCREEN.output.write(string)
+        else:
+            # A forked child has a copy of the screen only; its descriptor leads to the parent.
+            os.write(self._original_stdstream_fd, string.encode("utf-8", "backslashreplace"))
+        return len(string)
+
+    def flush(self) -> None:
+        """Does nothing: what is written has arrived."""
+
+    def _watch_pipe_fd(self) -> None:
+        """Takes in what subprocesses and C code write to the descriptor itself."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        log_room = _LOG_BYTES
+        while self._should_watch:
+            try:
+                read = os.read(self._fid, 65_536)
+                if not read:
+                    return
+                SCREEN.output.write(decoder.decode(read))
+                if log_room > 0:
+                    # The last words of a library that aborts the process explain its death to the host.
+                    log_room -= os.write(self._original_stdstream_copy, read[:log_room])
+            except Exception:
+                time.sleep(0.01)
+
+    def drain(self) -> None:
+        """Waits, briefly, until what was written to the descriptor has been taken in."""
+        waiting = select.poll()
+        waiting.register(self._fid, select.POLLIN)
+        until = time.monotonic() + 0.2
+        while waiting.poll(0) and time.monotonic() < until:
+            time.sleep(0.001)
+
+
+class DisplayHook(ZMQShellDisplayHook):
+    """Writes the value of a cell's last expression where prints go."""
+
+    def start_displayhook(self) -> None: ...
+
+    def write_output_prompt(self) -> None: ...
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: Any = None) -> None:
+        sys.stdout.write(str(format_dict.get("text/plain", "")) + "\n")
+
+    def finish_displayhook(self) -> None: ...
+
+
+class DisplayPublisher(ZMQDisplayPublisher):
+    """Writes what is `display`ed, as plain text, where prints go."""
+
+    def publish(self, data: dict[str, Any], metadata: Any = None, **kwargs: Any) -> None:
+        sys.stdout.write(str(data.get("text/plain", "")) + "\n")
+
+    def clear_output(self, wait: bool = False) -> None: ...

@@ -1,0 +1,94 @@
+"""What the kernel says, checked before it is believed: it was written by a process that runs hostile code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..state import Call, Done
+from .inside.bound import bounded
+from .inside.frames import Malformed
+
+# Escaping and the line that counts what is left out add to what the kernel was asked to keep.
+_SLACK = 500
+_ERROR_LIMIT = 8_000
+_NAME_LIMIT = 200
+_VARIABLES = 40
+
+
+def read_calls(arg: Any) -> list[Call]:
+    """Reads the rows of a `calls` message.
+
+    Raises:
+        Malformed: a row is no call.
+    """
+    if not isinstance(arg, list):
+        raise Malformed("calls that are no list")
+    return [_read_call(row) for row in arg]
+
+
+def _read_call(row: Any) -> Call:
+    if not (isinstance(row, list) and len(row) == 6):
+        raise Malformed("a call without its six fields")
+    number, kind, prompt, context, model, group = row
+    if not (
+        type(number) is int
+        and kind in ("llm", "rlm")
+        and isinstance(prompt, str)
+        and (model is None or isinstance(model, str))
+        and type(group) is int
+    ):
+        raise Malformed("a call with fields of the wrong type")
+    return Call(number, kind, prompt, context, model, group)
+
+
+def read_report(arg: dict[str, Any], output_limit: int) -> Done:
+    """Reads the report of a cell's end, bounding whatever is to be shown.
+
+    Raises:
+        Malformed: it is no report.
+    """
+    output, error = arg.get("output"), arg.get("error")
+    if not isinstance(output, str) or not (error is None or isinstance(error, str)):
+        raise Malformed("a report without output")
+    return Done(
+        stdout=_shown(output, output_limit + _SLACK),
+        error=None if error is None else _shown(error, _ERROR_LIMIT),
+        answer=_read_answer(arg.get("answer")),
+        report={
+            "vars": _read_variables(arg.get("vars")),
+            "candidates": _read_summary(arg.get("candidates")),
+            "chunks": _read_summary(arg.get("chunks")),
+        },
+    )
+
+
+def _shown(text: str, limit: int) -> str:
+    # Lone surrogates would fail in whatever writes or sends this later.
+    return bounded(text.encode("utf-8", "backslashreplace").decode("utf-8"), limit)
+
+
+def _read_answer(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or "content" not in value:
+        raise Malformed("an answer without content")
+    return {"content": value["content"], "ready": value.get("ready") is True}
+
+
+def _read_variables(value: Any) -> list[list[Any]]:
+    if not isinstance(value, list):
+        return []
+    rows = [row for row in value[:_VARIABLES] if isinstance(row, list) and len(row) == 3]
+    return [[str(row[0])[:_NAME_LIMIT], str(row[1])[:_NAME_LIMIT], _whole(row[2])] for row in rows]
+
+
+def _read_summary(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        return None
+    spread = value.get("tokens")
+    tokens = [_whole(count) for count in spread[:3]] if isinstance(spread, list) else [0, 0, 0]
+    return {name: _whole(value.get(name)) for name in ("items", "chars", "over")} | {"tokens": tokens}
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int else 0

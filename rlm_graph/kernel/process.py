@@ -1,0 +1,190 @@
+"""The kernel's process: its folder, its command line, its environment, its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq.asyncio
+from jupyter_client.launcher import launch_kernel
+from jupyter_client.manager import AsyncKernelManager
+
+from ..errors import KernelError
+
+_LAUNCH = Path(__file__).parent / "inside" / "launch.py"
+# Longer ones do not fit a Unix socket's address together with what comes after.
+_LONGEST_FOLDER = 70
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A kernel that was started.
+
+    Attributes:
+        folder: Private to this kernel: connection file, sockets, log, and `scratch`, its working directory.
+        manager: Jupyter's view of it: the keys and addresses of its channels.
+        bridge: The host's end of the socket pair.
+        oom_kills: How often the system had killed for want of memory when this process started.
+    """
+
+    popen: subprocess.Popen[bytes]
+    folder: Path
+    manager: AsyncKernelManager
+    bridge: socket.socket
+    oom_kills: int
+
+
+def command(bridge: int, connection_file: str, memory: int) -> list[str]:
+    """Gives the kernel's command line: by path, so that the kernel never imports `rlm_graph` itself."""
+    return [sys.executable, "-P", "-s", str(_LAUNCH), str(bridge), connection_file, str(memory), str(os.getpid())]
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """Gives the kernel's whole environment: nothing of the host's but PATH, so no key of anybody's."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "IPYTHONDIR": str(scratch / ".ipython"),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def spawn(context: zmq.asyncio.Context, memory: int) -> Process:
+    """Starts a kernel. Blocks; call it on a thread that never ends (see `launch.py`)."""
+    folder = _make_folder()
+    ours, theirs = socket.socketpair()
+    try:
+        manager = AsyncKernelManager(
+            transport="ipc", ip=str(folder / "k"), connection_file=str(folder / "connection.json"), context=context
+        )
+        manager.write_connection_file()
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        with (folder / "log").open("wb") as log:
+            popen = launch_kernel(
+                command(theirs.fileno(), manager.connection_file, memory),
+                env=environment(scratch),
+                cwd=str(scratch),
+                stdin=subprocess.DEVNULL,
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+                pass_fds=(theirs.fileno(),),
+            )
+        return Process(popen, folder, manager, ours, oom_kills())
+    except BaseException:
+        ours.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        theirs.close()
+
+
+def _make_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="rlm-"))
+    if len(str(folder)) > _LONGEST_FOLDER:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="rlm-", dir="/tmp"))
+    return folder
+
+
+def kill(process: Process) -> None:
+    """Kills the process and its group. The group's number is ours as long as the process has not been reaped."""
+    if process.popen.returncode is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.popen.pid, signal.SIGKILL)
+
+
+def watch_exit(process: Process, ended: Callable[[], None]) -> Callable[[], None]:
+    """Calls `ended` once on the running loop when the process has ended; gives a function that stops watching."""
+    loop = asyncio.get_running_loop()
+    try:
+        descriptor = os.pidfd_open(process.popen.pid)
+    except (AttributeError, OSError):
+        return _poll_exit(process, ended, loop)
+
+    def stop() -> None:
+        nonlocal descriptor
+        if descriptor >= 0:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            descriptor = -1
+
+    def readable() -> None:
+        stop()
+        ended()
+
+    loop.add_reader(descriptor, readable)
+    return stop
+
+
+def _poll_exit(
+    process: Process, ended: Callable[[], None], loop: asyncio.AbstractEventLoop
+) -> Callable[[], None]:
+    async def poll() -> None:
+        # WNOWAIT: the number of a process that was not reaped cannot belong to another.
+        while os.waitid(os.P_PID, process.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            await asyncio.sleep(_POLL_SECONDS)
+        ended()
+
+    task = loop.create_task(poll())
+    return lambda: None if task.done() else (task.cancel(), None)[1]
+
+
+def obituary(process: Process, *, started: bool) -> KernelError:
+    """Says why a process ended; it must have. Reads files."""
+    code = process.popen.wait()
+    log = read_log(process)
+    if "out of memory" in log.lower() or "MemoryError" in log or (code == -9 and oom_kills() > process.oom_kills):
+        return KernelError("the kernel died: out of memory", cause="memory")
+    if not started:
+        last = log.strip().splitlines()[-1:] or [f"exit code {code}"]
+        return KernelError(f"the kernel did not start: {last[0][:500]}", cause="start")
+    if code < 0:
+        return KernelError(f"the kernel was killed by {_signal_name(-code)}", cause="signal")
+    return KernelError(f"the kernel ended itself with exit code {code}", cause="exit")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def read_log(process: Process) -> str:
+    """Gives the last of what the process wrote where no cell's output goes."""
+    try:
+        with (process.folder / "log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def oom_kills() -> int:
+    """Counts what Linux has killed in this control group for want of memory; 0 where it does not say."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split(":", 2)[2]
+        for folder in (Path("/sys/fs/cgroup" + group), Path("/sys/fs/cgroup")):
+            events = folder / "memory.events"
+            if events.exists():
+                counts = dict(line.split() for line in events.read_text().splitlines())
+                return int(counts.get("oom_kill", 0))
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0

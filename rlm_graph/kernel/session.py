@@ -1,0 +1,426 @@
+"""One kernel, as the rest of the package sees it: run a cell, get its calls, give answers, get its end."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import os
+import shutil
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from ..errors import ContextError, KernelError
+from ..state import Done, Reply, Waiting
+from .background import Background, background
+from .bridge import Bridge
+from .inbox import Failure, Inbox
+from .inside.frames import Malformed
+from .intake import read_calls, read_report
+from .process import Process, kill, obituary, spawn, watch_exit
+
+_START_SECONDS = 60.0
+_BIND_SECONDS = 300.0
+_GRACE_SECONDS = 2.0
+_INTERRUPTS = 4
+_EXIT_SECONDS = 0.1
+_MOST_CALLS = 200_000
+_SHELL_MESSAGE_BYTES = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOptions:
+    """Bounds of one kernel.
+
+    Attributes:
+        cell_seconds: Computing time of one cell; the clock stops while the cell waits for answers.
+        cell_output: Characters of output kept.
+        kernel_memory: Bytes; 0 for no bound.
+    """
+
+    cell_seconds: float = 120.0
+    cell_output: int = 10_000
+    kernel_memory: int = 4_000_000_000
+
+
+@dataclass(slots=True)
+class _Cell:
+    """A cell that runs, as the background loop sees it."""
+
+    index: int
+    inbox: Inbox = field(default_factory=Inbox)
+    outstanding: set[int] = field(default_factory=set)
+    message: str = ""
+    done: Done | None = None
+    replied: bool = False
+    expired: bool = False
+    computed: float = 0.0
+    since: float | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+async def start_session(options: KernelOptions, *, name: str) -> Session:
+    """Starts a kernel.
+
+    Raises:
+        KernelError: it did not start.
+    """
+    session = Session(options, name=name)
+    starting = session._background.submit(session._start())
+    try:
+        await starting
+    except asyncio.CancelledError:
+        session.close_soon()
+        raise
+    return session
+
+
+class Session:
+    """A live kernel. Every method may be called from any thread and any event loop."""
+
+    def __init__(self, options: KernelOptions, *, name: str) -> None:
+        self.name = name
+        self.options = options
+        self.pid = 0
+        self._background: Background = background()
+        self._loop = self._background.loop
+        self._process: Process | None = None
+        self._bridge = Bridge(self._receive, self._bridge_lost)
+        self._shell: Any = None
+        self._cell: _Cell | None = None
+        self._failure: Failure | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._stop_watching: Callable[[], None] = _nothing
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending: asyncio.Task[None] | None = None
+        _sessions.add(self)
+
+    def __repr__(self) -> str:
+        return f"Session({self.name!r}, pid={self.pid}, alive={self.alive})"
+
+    @property
+    def alive(self) -> bool:
+        """True while the kernel can take a cell, or runs one."""
+        return self._failure is None and self._process is not None and self._background.pid == os.getpid()
+
+    async def bind(self, name: str, binding: dict[str, Any]) -> None:
+        """Makes a variable from files; it is bound anew before every cell.
+
+        Raises:
+            ContextError: it cannot be made, with the reason.
+            KernelError: the kernel is gone.
+        """
+        self._check()
+        reason = await self._background.submit(self._bind(name, binding))
+        if reason is not None:
+            raise ContextError(f"`{name}` could not be loaded: {reason}")
+
+    async def run(self, index: int, code: str, *, facts: dict[str, Any]) -> Waiting | Done:
+        """Starts a cell, then waits as `wait` does.
+
+        Args:
+            index: The cell's number, under which tracebacks name it.
+            code: Python, as IPython takes it.
+            facts: `{"phase": str, "window": int | None, "left": dict, "reset_answer": bool}`.
+
+        Raises:
+            KernelError: the kernel is gone.
+            RuntimeError: a cell still runs.
+        """
+        self._check()
+        if self._cell is not None and not self._cell.inbox.ended:
+            raise RuntimeError("a cell of this session still runs")
+        cell = self._cell = _Cell(index)
+        self._loop.call_soon_threadsafe(lambda: self._task(self._run(cell, code, facts)))
+        return await cell.inbox.wait(gather=True)
+
+    async def wait(self, *, gather: bool = True) -> Waiting | Done:
+        """Waits for what is new: calls not reported before, or the cell's end (which stays until the next `run`).
+
+        A waiter that is cancelled loses nothing.
+
+        Args:
+            gather: Collect calls that arrive close together, for 40 ms at most; else return with the first.
+
+        Raises:
+            KernelError: the kernel is gone.
+            RuntimeError: no cell was run.
+        """
+        if self._cell is None:
+            self._check()
+            raise RuntimeError("no cell was run in this session")
+        return await self._cell.inbox.wait(gather=gather)
+
+    def give(self, answers: Mapping[int, Reply]) -> None:
+        """Hands over answers by `Call.number`. Never blocks; numbers that nobody waits for are ignored."""
+        cell = self._cell
+        if cell is not None and self._failure is None:
+            given = dict(answers)
+            self._loop.call_soon_threadsafe(self._give, cell, given)
+
+    async def close(self) -> None:
+        """Ends the kernel and removes everything that it had. Idempotent."""
+        if self._background.pid == os.getpid():
+            await self._background.submit(self._end(_CLOSED))
+
+    def close_soon(self) -> None:
+        """As `close`, not waited for."""
+        if self._background.pid == os.getpid():
+            self._close_future()
+
+    def _close_future(self) -> concurrent.futures.Future[None]:
+        return asyncio.run_coroutine_threadsafe(self._end(_CLOSED), self._loop)
+
+    def _check(self) -> None:
+        if self._background.pid != os.getpid():
+            raise KernelError("the session belongs to the process that this one was forked from", cause="closed")
+        if self._failure is not None:
+            raise KernelError(self._failure.message, cause=self._failure.cause)
+
+    # Everything below runs on the background loop.
+
+    def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _start(self) -> None:
+        self._ready = self._loop.create_future()
+        context, memory = self._background.sockets, self.options.kernel_memory
+        try:
+            process = await self._background.spawner.call(lambda: spawn(context, memory))
+        except OSError as error:
+            await self._end(Failure(f"the kernel did not start: {error}", "start"))
+            self._check()
+            return
+        self._process = process
+        self.pid = process.popen.pid
+        if self._failure is not None:  # closed meanwhile
+            await self._release()
+            self._check()
+        self._stop_watching = watch_exit(process, self._exited)
+        await self._bridge.open(process.bridge)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ready), _START_SECONDS)
+        except TimeoutError:
+            await self._end(Failure(f"the kernel did not start within {_START_SECONDS:.0f} s", "start"))
+        self._check()
+        self._shell = process.manager.connect_shell()
+        self._shell.setsockopt(zmq.MAXMSGSIZE, _SHELL_MESSAGE_BYTES)
+        self._task(self._pump(process))
+
+    async def _pump(self, process: Process) -> None:
+        """Takes replies off the shell channel; what is not the reply to the running cell is dropped."""
+        jupyter = process.manager.session
+        while True:
+            frames = await self._shell.recv_multipart()
+            try:
+                _, parts = jupyter.feed_identities(frames)
+                reply = jupyter.deserialize(parts)
+                parent = reply["parent_header"].get("msg_id")
+            except Exception:  # a forged or broken message is no reply
+                continue
+            cell = self._cell
+            if cell is not None and parent and parent == cell.message:
+                cell.replied = True
+                self._settle(cell)
+
+    def _receive(self, op: str, number: int, arg: Any) -> None:
+        cell = self._cell
+        if op == "hello":
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(None)
+        elif op == "calls" and cell is not None and cell.done is None:
+            self._calls(cell, arg)
+        elif op == "report" and cell is not None and cell.done is None:
+            if isinstance(arg, dict) and arg.get("index") == cell.index:
+                cell.done = read_report(arg, self.options.cell_output)
+                self._settle(cell)
+
+    def _calls(self, cell: _Cell, arg: Any) -> None:
+        calls = [call for call in read_calls(arg) if call.number not in cell.outstanding]
+        if len(cell.outstanding) + len(calls) > _MOST_CALLS:
+            raise Malformed(f"more than {_MOST_CALLS:,} calls at once")
+        cell.outstanding.update(call.number for call in calls)
+        if cell.expired:
+            self._give(cell, {call.number: _TOO_LATE for call in calls})
+        elif calls:
+            self._stop_clock(cell)
+            cell.inbox.put(calls)
+
+    def _give(self, cell: _Cell, answers: dict[int, Reply]) -> None:
+        if cell is not self._cell or cell.done is not None:
+            return
+        known = {number: reply for number, reply in answers.items() if number in cell.outstanding}
+        cell.outstanding.difference_update(known)
+        rows = ([number, r.text, r.error, r.message] for number, r in known.items())
+        self._bridge.send_rows("answers", rows)
+        if not cell.outstanding:
+            self._start_clock(cell)
+
+    async def _bind(self, name: str, binding: dict[str, Any]) -> str | None:
+        try:
+            return await asyncio.wait_for(
+                self._bridge.ask("bind", {"name": name, "binding": binding}), _BIND_SECONDS
+            )
+        except ConnectionError:
+            await self._await_failure()
+        except TimeoutError:
+            await self._end(Failure(f"loading `{name}` took more than {_BIND_SECONDS:.0f} s", "hang"))
+        self._check()
+        return None
+
+    async def _run(self, cell: _Cell, code: str, facts: dict[str, Any]) -> None:
+        if self._failure is not None or self._process is None:
+            cell.inbox.end(self._failure or _CLOSED)
+            return
+        self._start_clock(cell)
+        arg = {"index": cell.index, "facts": facts, "output": self.options.cell_output}
+        with contextlib.suppress(ConnectionError):  # the end is told by those who watch for it
+            await self._bridge.ask("cell", arg)
+            content = {
+                # In a string literal, the only place where a lone surrogate means something, its escape means the same.
+                "code": code.encode("utf-8", "backslashreplace").decode("utf-8"),
+                "silent": False,
+                "store_history": False,
+                "allow_stdin": False,
+                "stop_on_error": False,
+                "user_expressions": {},
+            }
+            sent = self._process.manager.session.msg("execute_request", content)
+            cell.message = sent["header"]["msg_id"]
+            self._process.manager.session.send(self._shell, sent)
+
+    def _settle(self, cell: _Cell) -> None:
+        """Ends the cell once both its report and its reply have come; the one must follow the other soon."""
+        if cell.done is None or not cell.replied:
+            self._task(self._expect_rest(cell))
+            return
+        self._stop_clock(cell)
+        cell.outstanding.clear()
+        if cell.expired:
+            text = f"Timeout: the cell computed for more than {self.options.cell_seconds:g} s and was stopped."
+            error = f"{text}\n{cell.done.error}" if cell.done.error else text
+            cell.done = Done(cell.done.stdout, error, cell.done.answer, cell.done.report)
+        cell.inbox.end(cell.done)
+
+    async def _expect_rest(self, cell: _Cell) -> None:
+        received = -1
+        while received != self._bridge.received and not cell.inbox.ended:
+            received = self._bridge.received
+            await asyncio.sleep(_GRACE_SECONDS)
+        if not cell.inbox.ended:
+            await self._end(Failure("the cell ended, but broke what reports its end", "hang"))
+
+    def _start_clock(self, cell: _Cell) -> None:
+        if cell.since is None and not cell.expired:
+            cell.since = time.monotonic()
+            left = max(0.0, self.options.cell_seconds - cell.computed)
+            cell.timer = self._loop.call_later(left, lambda: self._task(self._expire(cell)))
+
+    def _stop_clock(self, cell: _Cell) -> None:
+        if cell.since is not None and cell.timer is not None:
+            cell.computed += time.monotonic() - cell.since
+            cell.timer.cancel()
+            cell.since = cell.timer = None
+
+    async def _expire(self, cell: _Cell) -> None:
+        """Interrupts a cell that computed too long, and kills a kernel that does not heed it."""
+        if cell.inbox.ended or cell.outstanding:
+            return
+        cell.expired = True
+        for _ in range(_INTERRUPTS):
+            self._bridge.send("interrupt", None)
+            await asyncio.sleep(_GRACE_SECONDS / _INTERRUPTS)
+            if cell.inbox.ended:
+                return
+        seconds = self.options.cell_seconds
+        await self._end(Failure(f"the cell computed for more than {seconds:g} s and could not be stopped", "hang"))
+
+    def _bridge_lost(self, reason: str | None) -> None:
+        if self._failure is None:
+            self._task(self._after_bridge(reason))
+
+    async def _after_bridge(self, reason: str | None) -> None:
+        if reason is None:
+            # As a rule the process is about to end, and its own end says why.
+            await asyncio.sleep(_EXIT_SECONDS)
+            reason = "the kernel closed its bridge"
+        await self._end(Failure(reason, "closed"))
+
+    def _exited(self) -> None:
+        if self._failure is None:
+            self._task(self._after_exit())
+
+    async def _after_exit(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        kill(process)
+        started = self._ready is not None and self._ready.done()
+        error = await self._background.sweeper.call(lambda: obituary(process, started=started))
+        await self._end(Failure(str(error), error.cause))
+
+    async def _await_failure(self) -> None:
+        """Waits until the reason for a lost bridge is known."""
+        for _ in range(100):
+            if self._failure is not None:
+                return
+            await asyncio.sleep(_EXIT_SECONDS / 10)
+
+    async def _end(self, failure: Failure) -> None:
+        """Ends the session, once; whoever comes later waits for the same end."""
+        if self._failure is None:
+            self._failure = failure
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(None)
+        if self._cell is not None and (failure is _CLOSED or not self._cell.inbox.ended):
+            self._cell.inbox.end(self._failure if failure is not _CLOSED else failure)
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._release())
+        await asyncio.shield(self._ending)
+
+    async def _release(self) -> None:
+        """Kills the process and gives everything back that it had."""
+        process = self._process
+        self._stop_watching()
+        self._bridge.close()
+        current = asyncio.current_task()
+        for task in self._tasks - {current} if current else self._tasks:
+            task.cancel()
+        if self._shell is not None:
+            self._shell.close(linger=0)
+        if process is not None:
+            kill(process)
+            process.bridge.close()
+            await self._background.sweeper.call(lambda: _sweep(process))
+        _sessions.discard(self)
+
+
+_CLOSED = Failure("the session is closed", "closed")
+_TOO_LATE = Reply(error="SubCallError", message="the cell ran out of time")
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _nothing() -> None: ...
+
+
+def _sweep(process: Process) -> None:
+    process.popen.wait()
+    shutil.rmtree(process.folder, ignore_errors=True)
+
+
+def close_all() -> None:
+    """Ends every session of this process, within a few seconds."""
+    futures = [each._close_future() for each in list(_sessions) if each._background.pid == os.getpid()]
+    concurrent.futures.wait(futures, timeout=5)
+
+
+atexit.register(close_all)

@@ -1,0 +1,135 @@
+"""The limits of a run, and the one ledger of its whole recursion tree: reserve, then spend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a run may do. All counts are for one question.
+
+    Attributes:
+        max_depth: 0: no sub-calls; 1: plain calls; 2: RLMs one level deeper, whose calls are plain; and so on (as in
+            arXiv 2512.24601). At the last depth an `rlm_query` becomes a plain call.
+        max_breadth: Calls that one `dispatch` lets go. More than that go in several waves.
+        max_calls: Calls in the whole tree: plain ones and nested RLMs. The root's own turns are not among them.
+        max_concurrency: Model calls in flight at once in the whole tree, roots included.
+        max_turns: Root turns of each RLM in the tree.
+        max_errors: Turns in a row without a cell, or with one that failed, after which an RLM ends as it is.
+        max_retries: How often a call that came back without an answer or an error is asked again.
+        cell_seconds: Computing time of one cell in seconds; the clock stops while it waits for answers.
+        cell_output: Characters of a cell's output that the root is shown; head and tail are kept, the middle is counted.
+        kernel_memory: Bytes of data that one kernel may hold.
+    """
+
+    max_depth: int = 2
+    max_breadth: int = 1000
+    max_calls: int = 1000
+    max_concurrency: int = 64
+    max_turns: int = 30
+    max_errors: int = 3
+    max_retries: int = 2
+    cell_seconds: float = 120.0
+    cell_output: int = 10_000
+    kernel_memory: int = 4_000_000_000
+
+    def __post_init__(self) -> None:
+        zero_is_fine = {"max_depth", "max_calls", "max_retries"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in zero_is_fine else 1
+            if value < least:
+                raise ValueError(f"Limits({field.name}={value}): it must be at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one model call came to."""
+
+    model: str
+    depth: int
+    input_tokens: int
+    output_tokens: int
+
+
+class Ledger:
+    """Counts what the tree has reserved and spent. Safe to use from any thread.
+
+    Everything goes by call id, so that doing it twice is harmless: a resumed run reserves and settles again what it
+    finds on record, and the counts stay what they were.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._reserved: set[str] = set()
+        self._spent: dict[str, Spent] = {}
+        self._failed: set[str] = set()
+        self._refused: set[str] = set()
+        self._turns: set[str] = set()
+
+    def reserve(self, ids: Sequence[str]) -> bool:
+        """Takes room for these calls, for all of them or for none."""
+        with self._lock:
+            new = set(ids) - self._reserved
+            if len(self._reserved) + len(new) > self._limits.max_calls:
+                self._refused.update(new)
+                return False
+            self._reserved |= new
+            return True
+
+    def settle(self, id: str, spent: Spent | None, *, failed: bool = False) -> None:
+        """Notes what a reserved call came to."""
+        with self._lock:
+            self._reserved.add(id)
+            if spent is not None:
+                self._spent[id] = spent
+            if failed:
+                self._failed.add(id)
+
+    def turn(self, id: str, spent: Spent) -> None:
+        """Notes a root turn, which counts tokens but is no call."""
+        with self._lock:
+            self._turns.add(id)
+            self._spent[id] = spent
+
+    def calls_left(self) -> int:
+        """Calls that still fit."""
+        with self._lock:
+            return self._limits.max_calls - len(self._reserved)
+
+    def progress(self) -> dict[str, int]:
+        """Calls asked, done and failed so far in the whole tree."""
+        with self._lock:
+            done = len([id for id in self._reserved if id in self._spent or id in self._failed])
+            return {"asked": len(self._reserved), "done": done, "failed": len(self._failed)}
+
+    def usage(self) -> dict[str, Any]:
+        """The tree's totals, `seconds` aside."""
+        with self._lock:
+            spent = list(self._spent.values())
+            return {
+                "turns": len(self._turns),
+                "calls": len(self._reserved),
+                "failed": len(self._failed),
+                "refused": len(self._refused),
+                "input_tokens": sum(s.input_tokens for s in spent),
+                "output_tokens": sum(s.output_tokens for s in spent),
+                "cost": None,
+                "by_model": _grouped((s.model, s) for s in spent),
+                "by_depth": _grouped((str(s.depth), s) for s in spent),
+            }
+
+
+def _grouped(spent: Iterable[tuple[str, Spent]]) -> dict[str, dict[str, int]]:
+    groups: dict[str, dict[str, int]] = {}
+    for name, s in spent:
+        group = groups.setdefault(name, {"calls": 0, "input_tokens": 0, "output_tokens": 0})
+        group["calls"] += 1
+        group["input_tokens"] += s.input_tokens
+        group["output_tokens"] += s.output_tokens
+    return groups

@@ -1,0 +1,133 @@
+"""Finding a model by its name, and calling it where the caller runs.
+
+An asynchronous run awaits the model on the caller's own loop, a synchronous one calls it in threads: a client that
+is bound to a loop (ChatOpenAI's shared one) must never meet another loop of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+
+from rlm_graph.errors import ModelError
+from rlm_graph.identity import content_hash
+
+T = TypeVar("T")
+_synchronous: contextvars.ContextVar[bool] = contextvars.ContextVar("rlm_graph_synchronous", default=False)
+
+
+def resolve(model: BaseChatModel | Runnable[Any, AIMessage] | str) -> Runnable[Any, AIMessage]:
+    """Turns `"provider:name"` into a chat model; a model is returned as it is.
+
+    Raises:
+        ModelError: The name has no provider, or the provider's package is not installed.
+    """
+    if not isinstance(model, str):
+        return model
+    provider, _, name = model.partition(":")
+    if not name:
+        raise ModelError(f"no provider in the model name {model!r}: write it as 'provider:name', e.g. 'openai:{model}'")
+    if provider == "openai":
+        from langchain_openai import ChatOpenAI
+
+        try:
+            return ChatOpenAI(model=name)
+        except Exception as e:
+            raise ModelError(f"the model {model!r} cannot be used: {first_line(e)}") from e
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError as e:
+        raise ModelError(f"the model {model!r} needs the package 'langchain': pip install 'rlm-graph[agents]'") from e
+    try:
+        return init_chat_model(model)
+    except Exception as e:
+        raise ModelError(f"the model {model!r} cannot be used: {first_line(e)}") from e
+
+
+def name_of(model: Runnable[Any, Any]) -> str:
+    """What the model is called in usage, prompts and errors."""
+    bound = _innermost(model)
+    for attribute in ("model_name", "model", "_llm_type"):
+        if isinstance(name := getattr(bound, attribute, None), str) and name:
+            return name
+    return type(bound).__name__
+
+
+def note_of(model: Runnable[Any, Any]) -> str | None:
+    """What must be said of every answer of this model's ("no language model"), if anything."""
+    note = getattr(_innermost(model), "note", None)
+    return note if isinstance(note, str) else None
+
+
+def settings_hash(model: Runnable[Any, Any]) -> str:
+    """Hash of the model and its settings, as far as they are plain data: part of a call's identity."""
+    params = getattr(_innermost(model), "_identifying_params", {})
+    return content_hash([name_of(model), _plain(dict(params)), _plain(dict(getattr(model, "kwargs", {})))])
+
+
+def window_of(model: Runnable[Any, Any]) -> int | None:
+    """Tokens that the model can be given, by its profile; None where it has none."""
+    profile = getattr(_innermost(model), "profile", None) or {}
+    window = profile.get("max_input_tokens")
+    return window if isinstance(window, int) else None
+
+
+async def ask(
+    model: Runnable[Any, AIMessage], messages: Sequence[BaseMessage], config: RunnableConfig, threads: Executor
+) -> AIMessage:
+    """One model call: awaited on this loop, or in a thread of `threads` when the run is synchronous."""
+    if not _synchronous.get():
+        return await model.ainvoke(list(messages), config)
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(
+        threads, lambda: context.run(model.invoke, list(messages), config)
+    )
+
+
+def in_step(act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Runs a node's coroutine to its end for a synchronous caller, also where this thread has a running loop."""
+
+    def drive() -> T:
+        context = contextvars.copy_context()
+        context.run(_synchronous.set, True)
+        with asyncio.Runner() as runner:
+            return runner.run(act(), context=context)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return drive()
+    return _in_a_thread(drive)
+
+
+def _in_a_thread(drive: Callable[[], T]) -> T:
+    from concurrent.futures import ThreadPoolExecutor
+
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1, thread_name_prefix="rlm-step") as thread:
+        return thread.submit(context.run, drive).result()
+
+
+def _innermost(model: Any) -> Any:
+    while hasattr(model, "bound"):
+        model = model.bound
+    return model
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else type(value).__name__
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,184 @@
+"""Running a cell: what `probe`, `filter`, `chunk` and `compose` share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.errors import GraphBubbleUp
+
+from rlm_graph import models
+from rlm_graph.errors import KernelError
+from rlm_graph.kernel import pool
+from rlm_graph.settings import Settings
+from rlm_graph.state import Cell, Done, Draft, Phase, State
+from rlm_graph.tree import INLINE, Tree, tree_of
+
+Act = Callable[[Any, RunnableConfig], Coroutine[Any, Any, dict[str, Any]]]
+
+
+class Node(Runnable[Any, dict[str, Any]]):
+    """One asynchronous function as a graph's node, which a synchronous run can step through as well."""
+
+    def __init__(self, act: Act, name: str) -> None:
+        self.act = act
+        self.name = name
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+        return models.in_step(lambda: self.act(input, config or {}))
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+        return await self.act(input, config or {})
+
+
+@asynccontextmanager
+async def held(run: str) -> AsyncIterator[None]:
+    """Ends the run's kernel when the node inside fails or is cancelled; an interrupt leaves it for the resume."""
+    try:
+        yield
+    except GraphBubbleUp:
+        raise
+    except BaseException:
+        pool.drop_kernel(run)
+        raise
+
+
+def work_of(state: State, settings: Settings, depth: int) -> pool.Work:
+    """What the state needs a kernel for."""
+    running = state.get("running") or next(iter(state.get("queue") or ()), None)
+    below = settings.model(depth + 1)
+    return pool.Work(
+        run=state["run"],
+        journal=state.get("journal") or [],
+        sources=state["sources"],
+        cell=running["code"] if running else None,
+        phase=running["phase"] if running else state["phase"],
+        question=state["start"]["question"],
+        model=models.settings_hash(below),
+        window=models.window_of(below),
+    )
+
+
+def cell_node(settings: Settings, depth: int, phase: Phase, *reported: str) -> Node:
+    """The node that runs cells of one label.
+
+    Args:
+        settings: The RLM's parameters.
+        depth: Depth of this RLM.
+        phase: The label.
+        reported: Which of the kernel's reports on its variables this phase passes to the root.
+    """
+
+    async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
+        return await run_cell(state, config, settings, depth, reported)
+
+    return Node(act, phase)
+
+
+async def run_cell(
+    state: State, config: RunnableConfig, settings: Settings, depth: int, reported: tuple[str, ...]
+) -> dict[str, Any]:
+    """Runs the next queued cell, or goes on with the one that waited, until it ends or waits for answers."""
+    tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+    work = work_of(state, settings, depth)
+    async with held(work.run):
+        try:
+            kernel = await pool.kernel_for(work, settings.kernel_options(), settings.store, tree.replies)
+            await until_it_waits(kernel, work, tree, settings)
+        except KernelError as error:
+            pool.drop_kernel(work.run)
+            if error.cause not in {"exit", "signal", "memory", "hang"}:
+                raise
+            return _ended(state, work, _lost_cell(state, work, error), None)
+        if kernel.outcome is None:
+            return {"running": {"phase": work.phase, "code": work.cell}, "queue": _rest(state)}
+        cell, draft = await _recorded(state, work, kernel, tree, reported)
+        return _ended(state, work, cell, draft)
+
+
+async def until_it_waits(kernel: pool.Kernel, work: pool.Work, tree: Tree, settings: Settings) -> None:
+    """Lets the cell go on until it has ended, or waits for a call that is not on record."""
+    if not kernel.busy:
+        await kernel.begin(work, settings.store)
+    while kernel.outcome is None:
+        unanswered = list(kernel.waiting) or await kernel.advance(work)
+        kernel.deliver(await tree.replies(unanswered))
+        if kernel.waiting:
+            return
+
+
+async def _recorded(
+    state: State, work: pool.Work, kernel: pool.Kernel, tree: Tree, reported: tuple[str, ...]
+) -> tuple[Cell, Draft | None]:
+    asked, failed, refused = list(kernel.asked), len(kernel.failed), len(kernel.refused)
+    done = kernel.take_outcome(work)
+    cell = _cell(state, work, done.stdout, done.error, _reported(done, state, reported))
+    cell["asked"], cell["failed"], cell["refused"] = len(asked), failed, refused
+    cell["calls"] = await tree.put(asked) if asked else None
+    return cell, await _draft(done, tree)
+
+
+async def _draft(done: Done, tree: Tree) -> Draft | None:
+    if done.answer is None:
+        return None
+    content = done.answer.get("content")
+    if len(content) if isinstance(content, str) else content not in (None, [], {}):
+        small = isinstance(content, str) and len(content) <= INLINE
+        content = content if small else {"stored": await tree.put(content)}
+    return {"ready": bool(done.answer.get("ready")), "content": content}
+
+
+def _reported(done: Done, state: State, reported: tuple[str, ...]) -> dict[str, Any]:
+    report = {name: dict(done.report[name]) for name in reported if done.report.get(name)}
+    if (kept := report.get("candidates")) and (chars := state["sources"][-1].get("chars")):
+        kept["share"] = min(1.0, kept["chars"] / chars)
+    return report
+
+
+def _cell(state: State, work: pool.Work, stdout: str, error: str | None, report: dict[str, Any]) -> Cell:
+    return {
+        "index": work.index,
+        "turn": len(state.get("turns") or []) - 1 - state["start"]["turn"],
+        "phase": work.phase,
+        "code": work.cell or "",
+        "stdout": stdout,
+        "error": error,
+        "context": len(work.sources) - 1,
+        "question": work.question,
+        "asked": 0,
+        "failed": 0,
+        "refused": 0,
+        "calls": None,
+        "report": report,
+        "lost": False,
+    }
+
+
+def _lost_cell(state: State, work: pool.Work, error: KernelError) -> Cell:
+    told = (
+        f"KernelError: {error}. This cell was lost and its kernel with it. The kernel starts anew and the earlier "
+        "cells run again there, so their variables are back."
+    )
+    return {**_cell(state, work, "", told, {}), "lost": True}
+
+
+def _ended(state: State, work: pool.Work, cell: Cell, draft: Draft | None) -> dict[str, Any]:
+    """The state after a cell: a failed one drops the cells behind it."""
+    rest = _rest(state)
+    update: dict[str, Any] = {"journal": [cell], "running": None, "queue": rest, "phase": work.phase, "errors": 0}
+    if draft is not None:
+        update["draft"] = draft
+    if cell["error"] is not None:
+        update["queue"] = []
+        update["errors"] = state.get("errors", 0) + 1
+        if rest:
+            dropped = ", ".join(q["phase"] for q in rest)
+            update["notice"] = f"The cells behind it were not run ({dropped})."
+    return update
+
+
+def _rest(state: State) -> list[Any]:
+    queue = state.get("queue") or []
+    return list(queue) if state.get("running") else list(queue[1:])

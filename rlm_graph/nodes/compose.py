@@ -1,0 +1,95 @@
+"""`compose` runs the cell that sets the answer, and ends the run with it, or with the best that the journal has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any, cast
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+
+from rlm_graph import flow, models, prompts
+from rlm_graph.context import read_text
+from rlm_graph.kernel import pool
+from rlm_graph.nodes.cell import Node, held, run_cell
+from rlm_graph.nodes.plan import root_reply
+from rlm_graph.settings import Settings
+from rlm_graph.state import State, StopReason
+from rlm_graph.tree import Tree, forget_tree, tree_of
+
+
+def compose(settings: Settings, depth: int) -> Node:
+    """The node `compose` of an RLM at `depth`."""
+
+    async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
+        tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+        if not state.get("turns") and flow.is_direct(state, depth, settings.direct_below):
+            answer = await _direct(state, tree, settings, config)
+            return await _end(state, tree, settings, depth, answer, "direct")
+        update: dict[str, Any] = {}
+        if flow.ending(state, settings.limits) is None:
+            update = await run_cell(state, config, settings, depth, ())
+        after = cast(State, {**state, **update})
+        if "journal" in update:
+            after["journal"] = [*(state.get("journal") or []), *update["journal"]]
+        reason = flow.ending(after, settings.limits)
+        if reason is None:
+            return update
+        return {**update, **await _end(after, tree, settings, depth, await best_answer(after, tree), reason)}
+
+    return Node(act, "compose")
+
+
+async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> str:
+    text = await asyncio.to_thread(read_text, state["sources"][-1], settings.store)
+    messages = prompts.direct_messages(state["asked"], text, settings.system_prompt)
+    return (await root_reply(tree, settings, 0, state["run"], messages, config)).text
+
+
+async def best_answer(state: State, tree: Tree) -> str:
+    """The answer as delivered; where none was, what comes nearest: a draft, the root's prose, the last output."""
+    draft = state.get("draft")
+    content = draft["content"] if draft else None
+    if isinstance(content, dict) and set(content) == {"stored"}:
+        content = await tree.get(content["stored"])
+    if draft and (draft["ready"] or content not in (None, "")):
+        return as_text(content)
+    turns = (state.get("turns") or [])[state["start"]["turn"] :]
+    cells = (state.get("journal") or [])[state["start"]["cell"] :]
+    if turns and "```" not in turns[-1]["reply"] and turns[-1]["reply"].strip():
+        return turns[-1]["reply"].strip()
+    return next((c["stdout"].strip() for c in reversed(cells) if c["stdout"].strip()), "")
+
+
+def as_text(content: Any) -> str:
+    """An answer as text: strings as they are, lists and mappings as JSON."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list | dict):
+        return json.dumps(content, ensure_ascii=False, indent=2)
+    return "" if content is None else str(content)
+
+
+async def _end(
+    state: State, tree: Tree, settings: Settings, depth: int, answer: str, reason: StopReason
+) -> dict[str, Any]:
+    """What the caller gets; the kernel is closed, and the tree let go where this is its top."""
+    async with held(state["run"]):
+        await pool.close_kernel(state["run"])
+    usage = {**tree.ledger.usage(), "seconds": round(time.time() - state["started"], 3)}
+    ended: dict[str, Any] = {
+        "answer": answer,
+        "usage": usage,
+        "stop_reason": reason,
+        "queue": [],
+        "running": None,
+        "wave": None,
+    }
+    if depth == 0:
+        notes = sorted({note for m in settings.models if (note := models.note_of(m))})
+        metadata = {"stop_reason": reason, **({"note": "; ".join(notes)} if notes else {})}
+        ended["messages"] = [AIMessage(answer, name="rlm", response_metadata=metadata)]
+        forget_tree(tree.id)
+    return ended

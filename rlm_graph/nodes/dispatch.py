@@ -1,0 +1,180 @@
+"""`dispatch` decides what becomes of the calls that a cell waits for, reserves the budget, lets a wave go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+
+from rlm_graph import models
+from rlm_graph.context import take_in
+from rlm_graph.errors import ContextError
+from rlm_graph.kernel import pool
+from rlm_graph.ledger import Limits
+from rlm_graph.nodes.cell import Node, held, until_it_waits, work_of
+from rlm_graph.settings import Settings
+from rlm_graph.state import Call, Reply, State, Wave
+from rlm_graph.tokens import estimate
+from rlm_graph.tree import Tree, tree_of
+
+BATCH = 100
+"""Plain calls in one `Send`: a `Send` each would cost milliseconds a call and grow with the square of their number."""
+
+NESTED_AT_ONCE = 200
+"""Nested RLMs in one superstep, a `Send` each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What becomes of each waiting call, by call id."""
+
+    plain: tuple[str, ...]
+    nested: tuple[str, ...]
+    refused: dict[str, Reply]
+
+
+def decide(
+    calls: dict[str, Call], depth: int, limits: Limits, models_known: Sequence[str], window: int | None
+) -> Decided:
+    """Which calls are plain, which become nested RLMs, and which cannot be made. A pure function.
+
+    Args:
+        calls: The waiting calls.
+        depth: Depth of the RLM whose cell calls.
+        limits: The limits.
+        models_known: Names that `llm_query(…, model=…)` may use here.
+        window: Tokens that the sub-model can be given, where known.
+    """
+    plain: list[str] = []
+    nested: list[str] = []
+    refused: dict[str, Reply] = {}
+    may_call, may_nest = depth < limits.max_depth, depth + 2 <= limits.max_depth
+    for id, call in calls.items():
+        tokens = estimate(len(prompt_of(call)))
+        too_long = window is not None and tokens > window
+        if not may_call:
+            refused[id] = _error("BudgetExceeded", f"no calls at depth {depth}: max_depth is {limits.max_depth}")
+        elif call.model is not None and call.model not in models_known:
+            refused[id] = _error("SubCallError", f"no model {call.model[:60]!r} here: leave `model` out")
+        elif may_nest and (call.kind == "rlm" or too_long):
+            nested.append(id)
+        elif too_long:
+            refused[id] = _error("PromptTooLong", f"the prompt has about {tokens:,} tokens, the model takes {window:,}")
+        else:
+            plain.append(id)
+    return Decided(tuple(plain), tuple(nested), refused)
+
+
+def prompt_of(call: Call) -> str:
+    """The one prompt of a call that is answered by a plain model call."""
+    if call.kind == "llm" or call.context is None:
+        return call.prompt
+    text = call.context if isinstance(call.context, str) else _as_text(call.context)
+    return f"{call.prompt}\n\n{text}"
+
+
+def nested_question(call: Call) -> tuple[str, Any]:
+    """Question and context of the RLM that a call becomes. Without a context, the text is the child's context."""
+    if call.kind == "rlm" and call.context is not None:
+        return call.prompt, call.context
+    return "Answer the prompt in `context`.", call.prompt
+
+
+def dispatch(settings: Settings, depth: int) -> Node:
+    """The node `dispatch` of an RLM at `depth`."""
+
+    async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
+        tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+        work = work_of(state, settings, depth)
+        async with held(work.run):
+            kernel = await pool.kernel_for(work, settings.kernel_options(), settings.store, tree.replies)
+            await until_it_waits(kernel, work, tree, settings)
+            below = settings.model(depth + 1)
+            decided = decide(kernel.waiting, depth, settings.limits, [models.name_of(below)], work.window)
+            await refuse(kernel, tree, decided.refused)
+            if (state["wave"] or {"tries": 0})["tries"] > settings.limits.max_retries:
+                lost = _error("SubCallError", f"no answer came back in {settings.limits.max_retries + 1} tries")
+                await refuse(kernel, tree, dict.fromkeys(kernel.waiting, lost))
+            wave = await _wave(state, kernel, tree, settings, decided)
+        limit = "max_calls" if tree.ledger.calls_left() == 0 and tree.ledger.usage()["refused"] else state["limit"]
+        return {"wave": wave, "limit": limit}
+
+    return Node(act, "dispatch")
+
+
+async def refuse(kernel: pool.Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
+    """Tells the cell, and the record, which of its calls cannot be made."""
+    if refused:
+        await tree.refuse(refused)
+        kernel.deliver(refused)
+
+
+def over_budget(tree: Tree, asked: int) -> Reply:
+    """What a call hears that does not fit the ledger."""
+    left = tree.ledger.calls_left()
+    advice = "pack more into each prompt" if left else "compose from what you have"
+    return _error("BudgetExceeded", f"{asked:,} calls asked, {left:,} left (max_calls): {advice}")
+
+
+async def _wave(state: State, kernel: pool.Kernel, tree: Tree, settings: Settings, decided: Decided) -> Wave:
+    """Reserves what fits, group by group, and stores what the tasks of this wave will ask."""
+    breadth = settings.limits.max_breadth
+    nests = set(decided.nested)
+    order = [id for id in kernel.waiting if id not in decided.refused]
+    for group in _groups(kernel, order):
+        if not tree.ledger.reserve(group):
+            await refuse(kernel, tree, dict.fromkeys(group, over_budget(tree, len(group))))
+    going = [id for id in order if id in kernel.waiting][:breadth]
+    plain = [id for id in going if id not in nests]
+    nested = [id for id in going if id in nests][:NESTED_AT_ONCE]
+    keys = [await _nest(kernel, id, tree, settings) for id in nested]
+    batches = [
+        await tree.put({id: prompt_of(kernel.waiting[id]) for id in plain[at : at + BATCH]})
+        for at in range(0, len(plain), BATCH)
+    ]
+    sent = [key for key in keys if key]
+    kernel.deferred = set(kernel.waiting) - set(plain) - set(nested)
+    last = state["wave"] or {"number": 0, "tries": 0}
+    return {
+        "number": last["number"] + 1,
+        "tries": last["tries"],
+        "batches": batches,
+        "nested": sent,
+        "calls": len(plain) + len(sent),
+        "allowance": max(0, breadth - len(going)),
+    }
+
+
+async def _nest(kernel: pool.Kernel, id: str, tree: Tree, settings: Settings) -> str | None:
+    """Stores what a nested RLM will be asked; a context that cannot be one is told to the cell."""
+    question, given = nested_question(kernel.waiting[id])
+    try:
+        source = await asyncio.to_thread(take_in, given, settings.store)
+    except ContextError as error:
+        await tree.record(id, _error("SubCallError", f"rlm_query: {error}"))
+        kernel.deliver(await tree.replies([id]))
+        return None
+    return await tree.put({"id": id, "question": question, "context": {"type": source["type"], "id": source["id"]}})
+
+
+def _groups(kernel: pool.Kernel, ids: Iterable[str]) -> list[list[str]]:
+    """Calls of one `*_batched` call stand or fall together; others by themselves."""
+    groups: dict[object, list[str]] = {}
+    for id in ids:
+        group = kernel.waiting[id].group
+        groups.setdefault(group or id, []).append(id)
+    return list(groups.values())
+
+
+def _error(kind: str, message: str) -> Reply:
+    return Reply(error=kind, message=message)
+
+
+def _as_text(context: Any) -> str:
+    if isinstance(context, list) and all(isinstance(item, str) for item in context):
+        return "\n\n".join(context)
+    return json.dumps(context, ensure_ascii=False)

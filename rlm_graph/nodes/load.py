@@ -1,0 +1,86 @@
+"""`load` takes in the context by reference, describes it, and opens the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from langchain_core.messages import HumanMessage, get_buffer_string
+from langchain_core.runnables import RunnableConfig
+
+from rlm_graph import context
+from rlm_graph.errors import ContextError
+from rlm_graph.identity import new_run
+from rlm_graph.nodes.cell import Node
+from rlm_graph.settings import Settings
+from rlm_graph.state import Opaque, Source, State
+
+_LONG_MESSAGE = 4_000
+"""Characters above which a message that comes without a context is taken to hold it."""
+
+
+def load(settings: Settings, depth: int) -> Node:
+    """The node `load` of an RLM at `depth`."""
+
+    async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
+        question, given = _asked(state)
+        sources = list(state.get("sources") or [])
+        if given is not None:
+            source = await asyncio.to_thread(context.take_in, given, settings.store)
+            if not sources or sources[-1]["id"] != source["id"]:
+                sources.append(source)
+        return {**_opened(state, sources), "question": "", "asked": question}
+
+    return Node(act, "load")
+
+
+def _opened(state: State, sources: list[Source]) -> dict[str, Any]:
+    """A question begins: new limits, no answer yet; the journal and its variables stay."""
+    run = state.get("run") or new_run()
+    number = state["start"]["question"] + 1 if state.get("start") else 0
+    return {
+        "context": None,
+        "sources": sources,
+        "run": run,
+        "tree": (not number and state.get("tree")) or f"{run}.{number}",
+        "started": time.time(),
+        "start": {"question": number, "turn": len(state.get("turns") or []), "cell": len(state.get("journal") or [])},
+        "queue": [],
+        "running": None,
+        "phase": "probe",
+        "wave": None,
+        "notice": "",
+        "errors": 0,
+        "draft": None,
+        "limit": None,
+        "answer": None,
+        "stop_reason": None,
+    }
+
+
+def _asked(state: State) -> tuple[str, Any]:
+    """The question, and what it is asked of (None: the context that the thread has already)."""
+    held = state.get("context")
+    given = held.value if isinstance(held, Opaque) else held
+    messages = list(state.get("messages") or [])
+    question = (state.get("question") or "").strip()
+    if not question and messages and isinstance(messages[-1], HumanMessage):
+        question = messages.pop().text.strip()
+    if not question:
+        raise ContextError("no question: give `question`, or `messages` that end with a human message")
+    if given is not None or state.get("sources"):
+        return question, given
+    if any(m.text.strip() for m in messages):
+        return question, get_buffer_string(messages)
+    if len(question) > _LONG_MESSAGE:
+        return _ends_of(question), question
+    raise ContextError(
+        "no context: give `context` (a text, documents, a mapping, a pathlib.Path or what hold() returned)"
+    )
+
+
+def _ends_of(text: str) -> str:
+    """First and last paragraph of a message that is itself what is too long."""
+    paragraphs = [p.strip() for p in text.split("\n\n") if p.strip()]
+    return "\n…\n".join(p[:1_000] for p in dict.fromkeys((paragraphs[0], paragraphs[-1])))

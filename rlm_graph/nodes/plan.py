@@ -1,0 +1,85 @@
+"""`plan` is the root model's turn: it sees question, description and the cells so far, and replies with cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import RunnableConfig
+
+from rlm_graph import models, prompts
+from rlm_graph.context import describe
+from rlm_graph.dialect import cells_of
+from rlm_graph.errors import ModelError
+from rlm_graph.identity import content_hash
+from rlm_graph.ledger import Spent
+from rlm_graph.nodes.cell import Node, held
+from rlm_graph.settings import Settings
+from rlm_graph.state import State, Turn
+from rlm_graph.tokens import count_tokens
+from rlm_graph.tree import Tree, tree_of
+
+
+def plan(settings: Settings, depth: int) -> Node:
+    """The node `plan` of an RLM at `depth`."""
+
+    async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
+        tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+        turns = state["turns"][state["start"]["turn"] :] if state.get("turns") else []
+        note = prompts.left_note(
+            state["notice"],
+            turns_left=settings.limits.max_turns - len(turns),
+            calls_left=tree.ledger.calls_left(),
+            refused=tree.ledger.usage()["refused"],
+        )
+        messages = turn_messages(state, settings, depth, turns, note)
+        async with held(state["run"]):
+            reply = await root_reply(tree, settings, depth, state["run"], messages, config)
+        parsed = cells_of(reply.text, state["phase"])
+        turn: Turn = {"note": note, "reply": reply.text}
+        update: dict[str, Any] = {"turns": [turn], "queue": list(parsed.cells), "notice": parsed.problem}
+        if not parsed.cells:
+            update["errors"] = state["errors"] + 1
+        return update
+
+    return Node(act, "plan")
+
+
+def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn], note: str) -> list[BaseMessage]:
+    """What the root is told before this turn."""
+    return prompts.root_messages(
+        prompts.system_for(settings.limits, depth, settings.system_prompt),
+        state["asked"],
+        describe(state["sources"][-1]),
+        turns,
+        (state.get("journal") or [])[state["start"]["cell"] :],
+        note,
+    )
+
+
+async def root_reply(
+    tree: Tree, settings: Settings, depth: int, run: str, messages: list[BaseMessage], config: RunnableConfig
+) -> AIMessage:
+    """The root's reply to these messages: the one on record, else a new one, kept before it is used.
+
+    Raises:
+        ModelError: The model could not be called.
+    """
+    model = settings.model(depth)
+    id = content_hash([run, models.settings_hash(model), [[m.type, m.text] for m in messages]])
+    if (known := await tree.turn(id)) is not None:
+        return known
+    try:
+        async with tree.slot() as threads:
+            reply = await models.ask(model, messages, config, threads)
+    except Exception as error:
+        raise ModelError(f"the root model {models.name_of(model)!r} failed: {models.first_line(error)}") from error
+    await tree.record_turn(id, reply, spent_on(reply, messages, models.name_of(model), depth))
+    return reply
+
+
+def spent_on(reply: AIMessage, messages: list[BaseMessage], model: str, depth: int) -> Spent:
+    """Tokens of a call: as the provider counted them, else as we estimate them."""
+    if usage := reply.usage_metadata:
+        return Spent(model, depth, usage["input_tokens"], usage["output_tokens"])
+    return Spent(model, depth, sum(count_tokens(m.text) for m in messages), count_tokens(reply.text))

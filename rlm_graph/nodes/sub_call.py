@@ -1,0 +1,242 @@
+"""`sub_call` is a graph of its own: `ask`, a batch of plain model calls, or `rlm`, a whole RLM one level deeper.
+
+A reply is kept, and given to the waiting cell, the moment that it arrives: no call waits for another of its wave.
+One task of a wave is its *pump*: it also takes up the plain calls that the cell makes meanwhile, within what
+`dispatch` allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.config import get_stream_writer
+from langgraph.errors import GraphBubbleUp
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+
+from rlm_graph import models
+from rlm_graph.errors import RLMError
+from rlm_graph.kernel import pool
+from rlm_graph.ledger import Spent
+from rlm_graph.nodes.cell import Node, held
+from rlm_graph.nodes.dispatch import decide, over_budget, prompt_of, refuse
+from rlm_graph.nodes.plan import spent_on
+from rlm_graph.settings import Settings
+from rlm_graph.state import NestedInput, Reply, SubCall, SubCallOutput
+from rlm_graph.tree import Tree, tree_of
+
+_PROGRESS_EVERY = 0.25
+"""Seconds between two progress events of a batch."""
+
+
+def sub_call(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any] | None) -> Any:
+    """The compiled graph `sub_call` of an RLM at `depth`.
+
+    Args:
+        settings: The RLM's parameters.
+        depth: Depth of the RLM whose cells call.
+        child: The RLM one level deeper; None where the depth ends.
+    """
+    graph = StateGraph(SubCall, input_schema=SubCall, output_schema=SubCallOutput)
+    graph.add_node("ask", ask(settings, depth))
+    graph.add_edge("ask", END)
+    ways = ["ask"]
+    if child is not None:
+        graph.add_node("rlm", nested(settings, depth, child))
+        graph.add_edge("rlm", END)
+        ways.append("rlm")
+    graph.add_conditional_edges(START, which, ways)
+    return graph.compile(name="sub_call")
+
+
+def which(state: SubCall) -> str:
+    """Whether a task is a batch of plain calls or a nested RLM."""
+    return "rlm" if "nested" in state else "ask"
+
+
+def ask(settings: Settings, depth: int) -> Node:
+    """The node `ask`: plain model calls, each kept and delivered as soon as it is answered."""
+
+    async def act(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
+        tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+        asking = _Asking(state, settings, depth, tree, config)
+        async with held(state["run"]):
+            if batch := state.get("batch"):
+                asking.start(await asking.not_on_record(await tree.get(batch)))
+            try:
+                await (asking.pump(state["allowance"]) if "allowance" in state else asking.finish())
+            finally:
+                asking.cancel()
+        asking.tell(at_once=True)
+        return {"settled": [{"wave": state["wave"], "calls": asking.own, "taken_up": asking.taken_up}]}
+
+    return Node(act, "ask")
+
+
+class _Asking:
+    """The calls that one `ask` task has in flight."""
+
+    def __init__(self, state: SubCall, settings: Settings, depth: int, tree: Tree, config: RunnableConfig) -> None:
+        self.run, self.settings, self.depth = state["run"], settings, depth
+        self.tree, self.config = tree, config
+        self.model = settings.model(depth + 1)
+        self.own = self.taken_up = 0
+        self.in_flight: set[asyncio.Task[None]] = set()
+        self._write = get_stream_writer()
+        self._told = 0.0
+
+    async def not_on_record(self, prompts: dict[str, str]) -> dict[str, str]:
+        """What is still to be asked; the rest is delivered from the record."""
+        known = await self.tree.replies(list(prompts))
+        self.own = len(prompts)
+        for id, reply in known.items():
+            self._deliver(id, reply)
+        return {id: prompt for id, prompt in prompts.items() if id not in known}
+
+    def start(self, prompts: dict[str, str]) -> None:
+        for id, prompt in prompts.items():
+            task = asyncio.create_task(self._one(id, prompt))
+            self.in_flight.add(task)
+            task.add_done_callback(self.in_flight.discard)
+
+    async def finish(self) -> None:
+        while self.in_flight:
+            done, _ = await asyncio.wait(self.in_flight, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def pump(self, allowance: int) -> None:
+        """Answers, and takes up what the cell asks meanwhile, until the cell ends or needs a new `dispatch`."""
+        kernel = pool.live_kernel(self.run)
+        if kernel is None or kernel.work is None:
+            await self.finish()
+            return
+        news = asyncio.ensure_future(kernel.advance(kernel.work, gather=False))
+        try:
+            while kernel.outcome is None:
+                done, _ = await asyncio.wait({news, *self.in_flight}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {news}:
+                    task.result()
+                if news in done:
+                    new = news.result()
+                    if kernel.outcome is not None:
+                        break
+                    allowance -= await self._take_up(kernel, new, allowance)
+                    news = asyncio.ensure_future(kernel.advance(kernel.work, gather=False))
+                if not self.in_flight and kernel.deferred:
+                    break
+        finally:
+            news.cancel()
+        await self.finish()
+
+    async def _take_up(self, kernel: pool.Kernel, ids: list[str], allowance: int) -> int:
+        """Starts those new calls that are plain and fit; the others wait for the next `dispatch`."""
+        calls = {id: kernel.waiting[id] for id in ids if id in kernel.waiting}
+        known = await self.tree.replies(list(calls))
+        kernel.deliver(known)
+        calls = {id: call for id, call in calls.items() if id not in known}
+        decided = decide(
+            calls, self.depth, self.settings.limits, [models.name_of(self.model)], models.window_of(self.model)
+        )
+        await refuse(kernel, self.tree, decided.refused)
+        fits = decided.plain if not kernel.deferred and len(decided.plain) <= allowance else ()
+        kernel.deferred.update(set(calls) - set(decided.refused) - set(fits))
+        if fits and not self.tree.ledger.reserve(fits):
+            await refuse(kernel, self.tree, dict.fromkeys(fits, over_budget(self.tree, len(fits))))
+            return 0
+        self.start({id: prompt_of(calls[id]) for id in fits})
+        self.taken_up += len(fits)
+        return len(fits)
+
+    async def _one(self, id: str, prompt: str) -> None:
+        reply, spent = await self._reply(prompt)
+        await self.tree.record(id, reply, spent)
+        self._deliver(id, reply)
+        self.tell()
+
+    async def _reply(self, prompt: str) -> tuple[Reply, Spent | None]:
+        messages = [HumanMessage(prompt)]
+        name = models.name_of(self.model)
+        try:
+            async with self.tree.slot() as threads:
+                message = await models.ask(self.model, messages, self.config, threads)
+        except GraphBubbleUp:
+            raise
+        except Exception as error:
+            told = f"the model {name!r} failed: {type(error).__name__}: {models.first_line(error)}"
+            return Reply(error="SubCallError", message=told), None
+        return reply_of(message, name), spent_on(message, list(messages), name, self.depth + 1)
+
+    def _deliver(self, id: str, reply: Reply) -> None:
+        if kernel := pool.live_kernel(self.run):
+            kernel.deliver({id: reply})
+
+    def tell(self, *, at_once: bool = False) -> None:
+        """A progress event for who watches, a few times a second at most."""
+        now = time.monotonic()
+        if at_once or now - self._told >= _PROGRESS_EVERY:
+            self._told = now
+            self._write({"event": "progress", "depth": self.depth, **self.tree.ledger.progress()})
+
+    def cancel(self) -> None:
+        for task in self.in_flight:
+            task.cancel()
+
+
+def reply_of(message: AIMessage, name: str) -> Reply:
+    """What a model's message means for the cell: a text, or an error where there is none to trust."""
+    refusal = message.additional_kwargs.get("refusal")
+    reason = message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason")
+    if refusal or reason in {"content_filter", "refusal"}:
+        return Reply(error="SubCallError", message=f"the model {name!r} refused: {str(refusal or reason)[:300]}")
+    text = message.text
+    if not text.strip():
+        return Reply(error="SubCallError", message=f"the model {name!r} replied with nothing")
+    return Reply(text=text)
+
+
+def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any]) -> RunnableLambda[Any, Any]:
+    """The node `rlm`: a nested RLM, whose answer is kept under the id of the call that made it."""
+
+    async def around(
+        state: SubCall, config: RunnableConfig, answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str, Any]]]
+    ) -> dict[str, Any]:
+        tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+        task = await tree.get(state["nested"])
+        id = task["id"]
+        known = await tree.replies([id])
+        if id not in known:
+            given: NestedInput = {"question": task["question"], "context": task["context"], "run": id, "tree": tree.id}
+            async with held(state["run"]):
+                known[id] = await _answered(answer, given)
+            await tree.record(id, known[id])
+        if kernel := pool.live_kernel(state["run"]):
+            kernel.deliver(known)
+        return {"settled": [{"wave": state["wave"], "calls": 1, "taken_up": 0}]}
+
+    def step(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
+        async def answer(given: NestedInput) -> dict[str, Any]:
+            return await asyncio.to_thread(child.invoke, given, config)
+
+        return models.in_step(lambda: around(state, config, answer))
+
+    async def astep(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
+        return await around(state, config, lambda given: child.ainvoke(given, config))
+
+    return RunnableLambda(step, astep, name="rlm")
+
+
+async def _answered(answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str, Any]]], given: NestedInput) -> Reply:
+    try:
+        out = await answer(given)
+    except RLMError as error:
+        return Reply(error="SubCallError", message=f"the nested RLM failed: {error}")
+    text = out["answer"] if isinstance(out.get("answer"), str) else str(out.get("answer") or "")
+    if not text.strip():
+        return Reply(error="SubCallError", message=f"the nested RLM found no answer ({out.get('stop_reason')})")
+    return Reply(text=text)

@@ -1,0 +1,57 @@
+"""What `create_rlm` was asked for, resolved once and read by every node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
+from langchain_core.stores import BaseStore
+
+from rlm_graph import models
+from rlm_graph.kernel.session import KernelOptions
+from rlm_graph.ledger import Limits
+
+Model = BaseChatModel | Runnable[Any, AIMessage] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The parameters of an RLM.
+
+    Attributes:
+        models: The root's model, then one for each depth below it; the last serves all deeper ones.
+        limits: The limits of the whole tree.
+        system_prompt: The user's own instructions to the root, beside ours.
+        direct_below: Tokens below which the context goes straight into one prompt.
+        store: Where contexts, payloads and replies are kept.
+    """
+
+    models: tuple[Runnable[Any, AIMessage], ...]
+    limits: Limits
+    system_prompt: str | None
+    direct_below: int
+    store: BaseStore[str, bytes]
+
+    def model(self, depth: int) -> Runnable[Any, AIMessage]:
+        """The model that works at `depth` (0: the root; 1: its sub-calls)."""
+        return self.models[min(depth, len(self.models) - 1)]
+
+    def kernel_options(self) -> KernelOptions:
+        """The kernel's share of the limits."""
+        limits = self.limits
+        return KernelOptions(limits.cell_seconds, limits.cell_output, limits.kernel_memory)
+
+
+def models_by_depth(model: Model, sub_model: Model | Sequence[Model] | None) -> tuple[Runnable[Any, AIMessage], ...]:
+    """The root's model followed by the sub-models; without any, the root's own serves at every depth."""
+    if sub_model is None:
+        below: list[Model] = []
+    elif isinstance(sub_model, Sequence) and not isinstance(sub_model, str):
+        below = list(sub_model)
+    else:
+        below = [sub_model]
+    return tuple(models.resolve(m) for m in (model, *below))

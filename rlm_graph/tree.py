@@ -1,0 +1,196 @@
+"""What a recursion tree has on this host: its ledger, its stored replies, and the bound on its model calls.
+
+All of it is rebuilt from the record when another process goes on with the run. This is the only module that knows how
+replies and turns are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.stores import BaseStore, InMemoryByteStore
+
+from rlm_graph.identity import content_hash
+from rlm_graph.ledger import Ledger, Limits, Spent
+from rlm_graph.state import Reply
+
+INLINE = 4_000
+"""Characters up to which a value may stand in the state itself."""
+
+
+class Tree:
+    """One recursion tree on this host.
+
+    Args:
+        id: The tree's id.
+        limits: The limits of the whole tree.
+        store: Where replies, turns and payloads are kept.
+        most_at_once: Model calls in flight at once.
+    """
+
+    def __init__(self, id: str, limits: Limits, store: BaseStore[str, bytes], most_at_once: int) -> None:
+        self.id = id
+        self.ledger = Ledger(limits)
+        self.store = store
+        self._most_at_once = most_at_once
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[ThreadPoolExecutor]:
+        """A place among the model calls in flight. Synchronous runs are bounded by the threads that it yields."""
+        with self._lock:
+            gate = self._gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._most_at_once))
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._most_at_once, thread_name_prefix="rlm-model")
+        async with gate:
+            yield self._threads
+
+    def close(self) -> None:
+        """Lets go of the threads."""
+        with self._lock:
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads = None
+
+    async def replies(self, ids: Sequence[str]) -> dict[str, Reply]:
+        """The replies on record among those of `ids`."""
+        found = await self.store.amget([self._reply_key(id) for id in ids])
+        return {id: _reply(json.loads(data)) for id, data in zip(ids, found, strict=True) if data is not None}
+
+    async def record(self, id: str, reply: Reply, spent: Spent | None = None) -> None:
+        """Keeps a reply, with what it cost, the moment that it arrives."""
+        entry = {"text": reply.text, "error": reply.error, "message": reply.message, "spent": _entry(spent)}
+        await self.store.amset([(self._reply_key(id), _dump(entry))])
+        if reply.error != "BudgetExceeded":
+            self.ledger.settle(id, spent, failed=reply.error is not None)
+
+    async def refuse(self, refusals: Mapping[str, Reply]) -> None:
+        """Keeps refusals, so that a replayed cell is refused the same calls."""
+        await self.store.amset(
+            [
+                (self._reply_key(id), _dump({"text": None, "error": r.error, "message": r.message, "spent": None}))
+                for id, r in refusals.items()
+            ]
+        )
+
+    async def turn(self, id: str) -> AIMessage | None:
+        """A root turn's reply, where it is on record."""
+        [data] = await self.store.amget([f"turn/{self.id}/{id}"])
+        if data is None:
+            return None
+        entry = json.loads(data)
+        self.ledger.turn(id, Spent(**entry["spent"]))
+        return AIMessage(content=entry["text"], response_metadata=entry["metadata"])
+
+    async def record_turn(self, id: str, reply: AIMessage, spent: Spent) -> None:
+        """Keeps a root turn's reply before it is used."""
+        entry = {"text": reply.text, "metadata": _named(reply.response_metadata), "spent": _entry(spent)}
+        await self.store.amset([(f"turn/{self.id}/{id}", _dump(entry))])
+        self.ledger.turn(id, spent)
+
+    async def put(self, value: Any) -> str:
+        """Stores JSON-like data under its hash and returns the key."""
+        data = _dump(value)
+        key = f"blob/{content_hash(data)}"
+        await self.store.amset([(key, data)])
+        return key
+
+    async def get(self, key: str) -> Any:
+        """What `put` stored."""
+        [data] = await self.store.amget([key])
+        if data is None:
+            raise KeyError(key)
+        return json.loads(data)
+
+    async def rebuild(self) -> None:
+        """Makes the ledger from the record: what was reserved and spent before this process."""
+        await self._settle([key async for key in self.store.ayield_keys(prefix=f"reply/{self.id}/")], turns=False)
+        await self._settle([key async for key in self.store.ayield_keys(prefix=f"turn/{self.id}/")], turns=True)
+
+    async def _settle(self, keys: Sequence[str], *, turns: bool) -> None:
+        for key, data in zip(keys, await self.store.amget(list(keys)), strict=True):
+            entry = json.loads(data) if data else {"spent": None, "error": None}
+            spent = Spent(**entry["spent"]) if entry["spent"] else None
+            id = key.rpartition("/")[2]
+            if turns and spent is not None:
+                self.ledger.turn(id, spent)
+            elif not turns and entry["error"] != "BudgetExceeded":
+                self.ledger.settle(id, spent, failed=entry["error"] is not None)
+
+    def _reply_key(self, id: str) -> str:
+        return f"reply/{self.id}/{id}"
+
+
+_trees: OrderedDict[str, Tree] = OrderedDict()
+_trees_lock = threading.Lock()
+_TREES_KEPT = 1_000
+
+
+async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config: RunnableConfig) -> Tree:
+    """The tree of this id: the one that this process has, else one rebuilt from the record.
+
+    Without a thread (no checkpointer) nothing can outlive the process, so its replies stay in memory.
+    """
+    with _trees_lock:
+        tree = _trees.get(id)
+        if tree is not None:
+            _trees.move_to_end(id)
+            return tree
+    lasting = config.get("configurable", {}).get("thread_id") is not None
+    most = min(limits.max_concurrency, config.get("max_concurrency") or limits.max_concurrency)
+    tree = Tree(id, limits, store if lasting else InMemoryByteStore(), most)
+    if lasting:
+        await tree.rebuild()
+    return _keep(tree)
+
+
+def forget_tree(id: str) -> None:
+    """Lets go of a tree whose question has ended; the record stays."""
+    with _trees_lock:
+        tree = _trees.pop(id, None)
+    if tree is not None:
+        tree.close()
+
+
+def _keep(tree: Tree) -> Tree:
+    with _trees_lock:
+        kept = _trees.setdefault(tree.id, tree)
+        dropped = [_trees.popitem(last=False)[1] for _ in range(len(_trees) - _TREES_KEPT)]
+    for old in dropped:
+        old.close()
+    return kept
+
+
+def _reply(entry: Mapping[str, Any]) -> Reply:
+    return Reply(text=entry["text"], error=entry["error"], message=entry["message"])
+
+
+def _entry(spent: Spent | None) -> dict[str, Any] | None:
+    if spent is None:
+        return None
+    return {
+        "model": spent.model,
+        "depth": spent.depth,
+        "input_tokens": spent.input_tokens,
+        "output_tokens": spent.output_tokens,
+    }
+
+
+def _named(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in metadata.items() if k in {"model_name", "finish_reason", "note"}}
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")

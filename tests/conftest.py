@@ -1,0 +1,80 @@
+"""What the tests share: a store of their own, a scripted pair of models behind a real HTTP server, and a look for leftovers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_openai import ChatOpenAI
+from model_server import ModelServer, Script, by_model
+
+from rlm_graph import create_rlm
+from rlm_graph.graph import Graph
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A content store that no other test has written to."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("RLM_GRAPH_HOME", str(home))
+    return home
+
+
+def chat(server: ModelServer, name: str, **more: Any) -> ChatOpenAI:
+    return ChatOpenAI(model=name, base_url=server.base_url, api_key="none", max_retries=0, **more)
+
+
+class Scene:
+    """A scripted root and sub-model behind a local HTTP server, and an RLM that calls them through `ChatOpenAI`."""
+
+    def __init__(self, server: ModelServer) -> None:
+        self.server = server
+        self.root = chat(server, "root")
+        self.sub = chat(server, "sub")
+
+    def rlm(self, **more: Any) -> Graph:
+        return create_rlm(self.root, self.sub, **{"direct_below": 0, **more})
+
+    def root_prompts(self) -> list[str]:
+        return ["\n".join(str(m["content"]) for m in r.messages) for r in self.server.seen if r.model == "root"]
+
+
+@pytest.fixture
+def scene() -> Iterator[Callable[..., Scene]]:
+    """`scene(root_script, sub_script, **server_options)`."""
+    servers: list[ModelServer] = []
+
+    def start(root: Script, sub: Script = lambda request: "ok", **options: Any) -> Scene:
+        server = ModelServer(by_model({"root": root, "sub": sub}), **options)
+        servers.append(server.__enter__())
+        return Scene(server)
+
+    yield start
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+def kernels() -> set[int]:
+    """Process ids of the kernels that this process has started and that still live."""
+    mine = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = stat.with_name("cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() and b"inside" in command and fields[0] != "Z":
+            mine.add(int(stat.parent.name))
+    return mine
+
+
+@pytest.fixture(autouse=True)
+def no_kernel_left() -> Iterator[None]:
+    """Every test ends without a kernel of its own."""
+    before = kernels()
+    yield
+    left = kernels() - before
+    assert not left, f"kernels left behind: {left}"
