@@ -172,13 +172,9 @@ def read_text(source: Source, store: Store) -> str:
     value = json.loads(content)
     if bound["kind"] == "files":
         root = Path(value["root"])
-        named = [
-            (repr(name), (root / name).read_bytes().decode(encoding)) for name, encoding in value["files"]
-        ]
+        named = [(repr(name), (root / name).read_bytes().decode(encoding)) for name, encoding in value["files"]]
     elif bound["kind"] == "documents":
-        named = [
-            (f"{i}", f"metadata: {_json(d['metadata'])}\n{d['page_content']}") for i, d in enumerate(value)
-        ]
+        named = [(f"{i}", f"metadata: {_json(d['metadata'])}\n{d['page_content']}") for i, d in enumerate(value)]
     elif isinstance(value, dict):
         named = [(repr(key), text) for key, text in value.items()]
     else:
@@ -212,9 +208,7 @@ def _taken(context: Any, exclude: Sequence[str], encoding: str) -> tuple[Source,
         return _data(context)
     if isinstance(context, bytes | bytearray | memoryview):
         kind = type(context).__name__
-        raise ContextError(
-            f"context is {kind}: decode it first, as in context.decode('utf-8'), or give a pathlib.Path"
-        )
+        raise ContextError(f"context is {kind}: decode it first, as in context.decode('utf-8'), or give a pathlib.Path")
     raise ContextError(f"context cannot be of type {type(context).__name__}; it can be {_ACCEPTED}")
 
 
@@ -336,9 +330,7 @@ def _local(source: Source, store: Store) -> Path:
         if content is not None:
             folder.mset([(copy, content)])
     if isinstance(store, FolderStore) or not folder.path(copy).is_file():
-        raise ContextError(
-            f"the content of the context {source['id']} is not in the content store; take it in again"
-        )
+        raise ContextError(f"the content of the context {source['id']} is not in the content store; take it in again")
     return folder.path(copy)
 
 

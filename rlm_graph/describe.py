@@ -39,9 +39,7 @@ def describe(source: Source) -> str:
         lines.append(f"{first} begins: {_literal(source['head'], _HEAD)}")
         lines.append(f"{last} ends: {_literal(source['tail'], _TAIL, end=True)}")
     elif source["head"]:
-        lines.append(
-            f"{first} {'is' if _is_one_text(source) else 'begins'}: {_literal(source['head'], _HEAD)}"
-        )
+        lines.append(f"{first} {'is' if _is_one_text(source) else 'begins'}: {_literal(source['head'], _HEAD)}")
     if source.get("left_out"):
         lines.append(_left_out(source["left_out"]))
     return "\n".join(lines)
@@ -61,9 +59,7 @@ def shape_of_texts(texts: Sequence[str]) -> str:
     return f"Characters an item: {min(lengths):,} to {max(lengths):,}, median {median:,}."
 
 
-def shape_of_documents(
-    texts: Sequence[str], metadata: Sequence[Mapping[str, Any]], turned: Iterable[str]
-) -> str:
+def shape_of_documents(texts: Sequence[str], metadata: Sequence[Mapping[str, Any]], turned: Iterable[str]) -> str:
     """The lengths of the documents and the fields of their metadata; `turned` are those made strings."""
     fields = Counter(field for one in metadata for field in one)
     shown = [
@@ -81,9 +77,7 @@ def shape_of_mapping(mapping: Mapping[str, str]) -> str:
     """The lengths of the texts, and the first keys."""
     keys = ", ".join(_field(key) for key in islice(mapping, 8))
     more = f" and {len(mapping) - 8:,} more" if len(mapping) > 8 else ""
-    return "\n".join(
-        line for line in (shape_of_texts(list(mapping.values())), f"Keys: {keys}{more}.") if line
-    )
+    return "\n".join(line for line in (shape_of_texts(list(mapping.values())), f"Keys: {keys}{more}.") if line)
 
 
 def shape_of_json(value: Mapping[str, Any] | Sequence[Any]) -> str:

@@ -143,7 +143,7 @@ def check_encoding(encoding: str) -> str:
         ContextError: If Python has no such text encoding.
     """
     try:
-        b"".decode(encoding)
+        b"0".decode(encoding, "ignore")
         codecs.getincrementaldecoder(encoding)
         return codecs.lookup(encoding).name
     except (LookupError, ValueError) as error:

@@ -276,8 +276,9 @@ class OfflineRoot(_Offline):
             return self._direct(asked(humans[-1] if humans else ""))
         said = [str(message.text) for message in messages if isinstance(message, AIMessage)]
         heard = humans[-1]
-        calls = 0 if "No model can be called" in system else min(self.passages, _calls_left(heard))
-        last = "This is your last turn" in heard
+        left = _left(heard)
+        calls = 0 if "No model can be called" in system else min(self.passages, _calls(left))
+        last = "last turn" in left
         return "\n\n".join(self._plan(asked(humans[0]).question, said, heard, calls, last))
 
     def _plan(self, question: str, said: list[str], heard: str, calls: int, last: bool) -> list[str]:
@@ -327,7 +328,12 @@ def _last_human(messages: Sequence[BaseMessage]) -> str:
     return next((message.text for message in reversed(messages) if isinstance(message, HumanMessage)), "")
 
 
-def _calls_left(heard: str) -> int:
-    """What the loop's last line says is left; no line, no limit."""
-    left = re.findall(r"^Left: .*?([\d,]+) calls?\b", heard, re.M)
-    return int(left[-1].replace(",", "")) if left else 1_000_000
+def _left(heard: str) -> str:
+    """The loop's own line on what is left: the last one, since output of cells may hold such lines too."""
+    return next((line for line in reversed(heard.splitlines()) if line.startswith("Left:")), "")
+
+
+def _calls(left: str) -> int:
+    """How many calls that line grants; no line, no limit."""
+    count = re.search(r"([\d,]+) calls?\b", left)
+    return int(count[1].replace(",", "")) if count else 1_000_000

@@ -52,9 +52,7 @@ def from_paths(paths: Sequence[Path], encoding: str) -> tuple[Source, bytes]:
     reals = list(dict.fromkeys(_resolved(path) for path in paths))
     folder = next((real for real in reals if real.is_dir()), None)
     if folder:
-        raise ContextError(
-            f"{folder} is a directory: in a list give paths to files, or give the directory alone"
-        )
+        raise ContextError(f"{folder} is a directory: in a list give paths to files, or give the directory alone")
     root = Path(os.path.commonpath([real.parent for real in reals]))
     sample = Sample()
     scans = {real.relative_to(root).as_posix(): _scanned(real, real, encoding, sample) for real in reals}

@@ -48,9 +48,7 @@ class FolderStore(BaseStore[str, bytes]):
                 more than 200 characters, or `.` or `..` as a part.
         """
         if not _KEY.fullmatch(key):
-            raise ValueError(
-                f"not a key of a FolderStore: {key[:300]!r} (allowed: A-Z a-z 0-9 . _ - and / between)"
-            )
+            raise ValueError(f"not a key of a FolderStore: {key[:300]!r} (allowed: A-Z a-z 0-9 . _ - and / between)")
         return self.root / key
 
     def mget(self, keys: Sequence[str]) -> list[bytes | None]:

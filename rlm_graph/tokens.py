@@ -68,9 +68,7 @@ def exact(model_name: str | None = None) -> bool:
 
     With a name: with that model's own vocabulary, so False for models that are not OpenAI's.
     """
-    return _vocabulary(model_name) is not None and (
-        model_name is None or _encoding_name(model_name) is not None
-    )
+    return _vocabulary(model_name) is not None and (model_name is None or _encoding_name(model_name) is not None)
 
 
 class Sample:
@@ -115,9 +113,7 @@ def _count(text: str, model_name: str | None) -> int:
     if vocabulary is not None:
         try:
             return len(vocabulary.encode_ordinary(text))
-        except (
-            Exception
-        ) as error:  # whatever a tokenizer does, a run does not end for a number that is approximate
+        except Exception as error:  # whatever a tokenizer does, a run does not end for a number that is approximate
             logger.debug("tiktoken failed, tokens are estimated: %s", error)
     wide = 0 if text.isascii() else sum(char >= _WIDE for char in text)
     return wide + estimate(len(text) - wide)

@@ -48,6 +48,7 @@ class Answer:
         body: The whole JSON body in place of one made from the other fields.
         finish_reason: `length` for a truncated reply, `content_filter`, ….
         refusal: The refusal's text, with which OpenAI sends no content.
+        until: Hold the reply back until this is true, 30 seconds at most.
         drop: Close the connection instead of answering; in a stream, after half of it.
     """
 
@@ -59,6 +60,7 @@ class Answer:
     finish_reason: str = "stop"
     refusal: str | None = None
     drop: bool = False
+    until: Callable[[], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -157,9 +159,7 @@ class ModelServer:
         self._answer, self._latency, self._jitter, self._models = answer, latency, jitter, models
         self._seen: list[Record] = []
         self._in_flight = 0
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve()), name="model-server", daemon=True
-        )
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="model-server", daemon=True)
         self._started = threading.Event()
 
     @property
@@ -191,9 +191,7 @@ class ModelServer:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         try:
-            server = await asyncio.start_server(
-                self._connection, "127.0.0.1", self.port, backlog=4096, limit=1 << 20
-            )
+            server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, backlog=4096, limit=1 << 20)
             self.port = server.sockets[0].getsockname()[1]
         finally:
             self._started.set()
@@ -228,9 +226,7 @@ class ModelServer:
         if (method, path) == ("POST", "/v1/chat/completions"):
             return await self._complete(json.loads(payload), headers, reader, writer) and keep
         if (method, path) == ("GET", "/v1/models"):
-            names = [
-                {"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self._models
-            ]
+            names = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self._models]
             writer.write(response(200, {"object": "list", "data": names}))
         elif (method, path) == ("GET", "/stats"):
             writer.write(response(200, {"calls": len(self._seen), "peak": self.peak}))
@@ -257,15 +253,16 @@ class ModelServer:
             answer = self._ask(request)
             if seconds := self._seconds(request, answer):
                 await asyncio.sleep(seconds)
+            deadline = time.monotonic() + 30
+            while answer.until and not answer.until() and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)
             if reader.at_eof():  # the client gave up meanwhile
                 return False
             return await self._send(request, answer, record, writer)
         finally:
             self._in_flight -= 1
 
-    async def _send(
-        self, request: Request, answer: Answer, record: Record, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _send(self, request: Request, answer: Answer, record: Record, writer: asyncio.StreamWriter) -> bool:
         if request.body.get("stream") and answer.status == 200 and answer.body is None:
             events = list(stream(request, answer))
             if answer.drop:
@@ -320,9 +317,7 @@ def error_body(status: int, message: str) -> dict[str, Any]:
     """OpenAI's form of an error."""
     kind = {429: "rate_limit_error", 401: "authentication_error"}.get(status, "invalid_request_error")
     kind = "server_error" if status >= 500 else kind
-    return {
-        "error": {"message": message or f"scripted error {status}", "type": kind, "param": None, "code": None}
-    }
+    return {"error": {"message": message or f"scripted error {status}", "type": kind, "param": None, "code": None}}
 
 
 def usage(request: Request, answer: Answer) -> dict[str, int]:
@@ -341,9 +336,7 @@ def completion(request: Request, answer: Answer) -> dict[str, Any]:
         "object": "chat.completion",
         "created": 0,
         "model": request.model,
-        "choices": [
-            {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}
-        ],
+        "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}],
         "usage": usage(request, answer),
     }
 
@@ -353,9 +346,7 @@ def stream(request: Request, answer: Answer) -> Iterator[bytes]:
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
         frame = {"id": f"chatcmpl-{request.number}", "object": "chat.completion.chunk", "created": 0}
-        return (
-            b"data: %s\n\n" % json.dumps(frame | {"model": request.model, "choices": choices} | more).encode()
-        )
+        return b"data: %s\n\n" % json.dumps(frame | {"model": request.model, "choices": choices} | more).encode()
 
     def delta(part: dict[str, Any], finish: str | None = None) -> bytes:
         return event([{"index": 0, "delta": part, "finish_reason": finish}])
@@ -365,9 +356,7 @@ def stream(request: Request, answer: Answer) -> Iterator[bytes]:
         yield delta({"refusal": answer.refusal})
     else:
         step = max(16, len(answer.text) // 50)
-        yield from (
-            delta({"content": answer.text[at : at + step]}) for at in range(0, len(answer.text), step)
-        )
+        yield from (delta({"content": answer.text[at : at + step]}) for at in range(0, len(answer.text), step))
     yield delta({}, answer.finish_reason)
     if (request.body.get("stream_options") or {}).get("include_usage"):
         yield event([], usage=usage(request, answer))

@@ -14,9 +14,7 @@ import pytest
 
 from rlm_graph.kernel.inside.toolkit import Piece, names
 
-PLAY = (
-    "ROMEO\nBut soft, what light\nthrough yonder window breaks?\n\nJULIET\nO Romeo, Romeo!\nDeny thy father\n"
-)
+PLAY = "ROMEO\nBut soft, what light\nthrough yonder window breaks?\n\nJULIET\nO Romeo, Romeo!\nDeny thy father\n"
 FILES = {"a.py": "def load():\n    return escape_ascii\n", "b/c.py": "import a\n\n\ndef dump():\n    pass\n"}
 
 
@@ -41,9 +39,7 @@ def tool(name: str, context: Any = PLAY) -> Callable[..., Any]:
 
 
 def long_text(paragraphs: int = 200) -> str:
-    return "\n\n".join(
-        f"Paragraph {i} speaks of topic{i}. " + "Filling words follow. " * 20 for i in range(paragraphs)
-    )
+    return "\n\n".join(f"Paragraph {i} speaks of topic{i}. " + "Filling words follow. " * 20 for i in range(paragraphs))
 
 
 # Pieces
@@ -83,9 +79,7 @@ def test_grep_says_where_each_line_is() -> None:
 
 def test_grep_shows_lines_around_a_match() -> None:
     (piece,) = tool("grep")("light", before=1, after=1)
-    assert (
-        piece == "ROMEO\nBut soft, what light\nthrough yonder window breaks?" == PLAY[piece.start : piece.end]
-    )
+    assert piece == "ROMEO\nBut soft, what light\nthrough yonder window breaks?" == PLAY[piece.start : piece.end]
 
 
 def test_grep_joins_neighbouring_matches_that_show_the_same_lines() -> None:
@@ -251,9 +245,7 @@ def test_dedupe_keeps_the_first_of_texts_that_differ_in_case_and_space() -> None
 
 
 def test_dedupe_takes_a_key() -> None:
-    assert tool("dedupe")([{"id": 1, "n": 1}, {"id": 1, "n": 2}], key=lambda row: row["id"]) == [
-        {"id": 1, "n": 1}
-    ]
+    assert tool("dedupe")([{"id": 1, "n": 1}, {"id": 1, "n": 2}], key=lambda row: row["id"]) == [{"id": 1, "n": 1}]
 
 
 def test_dedupe_compares_rows_that_cannot_be_hashed() -> None:

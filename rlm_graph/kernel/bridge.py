@@ -81,7 +81,7 @@ class Bridge(asyncio.Protocol):
         for frame in pack(number, op, arg):
             self._write(frame)
 
-    def send_rows(self, op: str, rows: Iterable[Any]) -> None:
+    def send_rows(self, op: str, rows: Iterable[str]) -> None:
         """Sends rows in as few frames as they fit into."""
         for frame in pack_rows(op, rows):
             self._write(frame)

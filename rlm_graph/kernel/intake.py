@@ -41,6 +41,22 @@ def _read_call(row: Any) -> Call:
     return Call(number, kind, prompt, context, model, group)
 
 
+def weigh(call: Call) -> int:
+    """Estimates what a call takes in memory, in bytes."""
+    weight, left = 200 + len(call.prompt), [call.context]
+    while left:
+        value = left.pop()
+        weight += 64
+        if isinstance(value, str):
+            weight += len(value)
+        elif isinstance(value, list):
+            left.extend(value)
+        elif isinstance(value, dict):
+            weight += sum(map(len, value))
+            left.extend(value.values())
+    return weight
+
+
 def read_report(arg: dict[str, Any], output_limit: int) -> Done:
     """Reads the report of a cell's end, bounding whatever is to be shown.
 

@@ -6,6 +6,7 @@ and each knows the digest of what it has run. While a cell runs the digest is vo
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,8 @@ class Kernel:
         for number, source in enumerate(sources, start=1 - len(sources)):
             name = f"context_{number + len(sources) - 1}" if number else "context"
             if self._bound.get(name) != source["id"]:
-                await self.session.bind(name, context.binding(source, store))
+                binding = await asyncio.to_thread(context.binding, source, store)
+                await self.session.bind(name, binding)
                 self._bound[name] = source["id"]
 
     async def replay(self, work: Work, store: Any, replies: Replies) -> None:

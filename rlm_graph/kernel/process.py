@@ -132,17 +132,19 @@ def watch_exit(process: Process, ended: Callable[[], None]) -> Callable[[], None
     return stop
 
 
-def _poll_exit(
-    process: Process, ended: Callable[[], None], loop: asyncio.AbstractEventLoop
-) -> Callable[[], None]:
-    async def poll() -> None:
-        # WNOWAIT: the number of a process that was not reaped cannot belong to another.
-        while os.waitid(os.P_PID, process.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            await asyncio.sleep(_POLL_SECONDS)
-        ended()
+def _poll_exit(process: Process, ended: Callable[[], None], loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    timer: asyncio.TimerHandle
 
-    task = loop.create_task(poll())
-    return lambda: None if task.done() else (task.cancel(), None)[1]
+    def poll() -> None:
+        nonlocal timer
+        # WNOWAIT: the number of a process that was not reaped cannot belong to another.
+        if os.waitid(os.P_PID, process.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            timer = loop.call_later(_POLL_SECONDS, poll)
+        else:
+            ended()
+
+    timer = loop.call_later(_POLL_SECONDS, poll)
+    return lambda: timer.cancel()
 
 
 def obituary(process: Process, *, started: bool) -> KernelError:

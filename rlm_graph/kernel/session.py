@@ -8,10 +8,9 @@ import concurrent.futures
 import contextlib
 import os
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -20,8 +19,9 @@ from ..errors import ContextError, KernelError
 from ..state import Done, Reply, Waiting
 from .background import Background, background
 from .bridge import Bridge
-from .inbox import Failure, Inbox
-from .inside.frames import Malformed
+from .cell import RunningCell
+from .inbox import Failure
+from .inside.frames import TooLarge, row
 from .intake import read_calls, read_report
 from .process import Process, kill, obituary, spawn, watch_exit
 
@@ -30,7 +30,6 @@ _BIND_SECONDS = 300.0
 _GRACE_SECONDS = 2.0
 _INTERRUPTS = 4
 _EXIT_SECONDS = 0.1
-_MOST_CALLS = 200_000
 _SHELL_MESSAGE_BYTES = 4_000_000
 
 
@@ -47,22 +46,6 @@ class KernelOptions:
     cell_seconds: float = 120.0
     cell_output: int = 10_000
     kernel_memory: int = 4_000_000_000
-
-
-@dataclass(slots=True)
-class _Cell:
-    """A cell that runs, as the background loop sees it."""
-
-    index: int
-    inbox: Inbox = field(default_factory=Inbox)
-    outstanding: set[int] = field(default_factory=set)
-    message: str = ""
-    done: Done | None = None
-    replied: bool = False
-    expired: bool = False
-    computed: float = 0.0
-    since: float | None = None
-    timer: asyncio.TimerHandle | None = None
 
 
 async def start_session(options: KernelOptions, *, name: str) -> Session:
@@ -90,10 +73,11 @@ class Session:
         self.pid = 0
         self._background: Background = background()
         self._loop = self._background.loop
+        self._spawning: asyncio.Future[Process] | None = None
         self._process: Process | None = None
         self._bridge = Bridge(self._receive, self._bridge_lost)
         self._shell: Any = None
-        self._cell: _Cell | None = None
+        self._cell: RunningCell | None = None
         self._failure: Failure | None = None
         self._ready: asyncio.Future[None] | None = None
         self._stop_watching: Callable[[], None] = _nothing
@@ -136,7 +120,7 @@ class Session:
         self._check()
         if self._cell is not None and not self._cell.inbox.ended:
             raise RuntimeError("a cell of this session still runs")
-        cell = self._cell = _Cell(index)
+        cell = self._cell = RunningCell(index, self.options.cell_seconds, self._expired)
         self._loop.call_soon_threadsafe(lambda: self._task(self._run(cell, code, facts)))
         return await cell.inbox.wait(gather=True)
 
@@ -152,7 +136,7 @@ class Session:
             KernelError: the kernel is gone.
             RuntimeError: no cell was run.
         """
-        if self._cell is None:
+        if self._cell is None or self._background.pid != os.getpid():
             self._check()
             raise RuntimeError("no cell was run in this session")
         return await self._cell.inbox.wait(gather=gather)
@@ -160,7 +144,7 @@ class Session:
     def give(self, answers: Mapping[int, Reply]) -> None:
         """Hands over answers by `Call.number`. Never blocks; numbers that nobody waits for are ignored."""
         cell = self._cell
-        if cell is not None and self._failure is None:
+        if cell is not None and self._failure is None and self._background.pid == os.getpid():
             given = dict(answers)
             self._loop.call_soon_threadsafe(self._give, cell, given)
 
@@ -194,17 +178,14 @@ class Session:
     async def _start(self) -> None:
         self._ready = self._loop.create_future()
         context, memory = self._background.sockets, self.options.kernel_memory
+        self._spawning = asyncio.ensure_future(self._background.spawner.call(lambda: spawn(context, memory)))
         try:
-            process = await self._background.spawner.call(lambda: spawn(context, memory))
+            process = await self._spawning
         except OSError as error:
             await self._end(Failure(f"the kernel did not start: {error}", "start"))
-            self._check()
-            return
+        self._check()  # closed meanwhile: `_release` waits for the process, to end it
         self._process = process
         self.pid = process.popen.pid
-        if self._failure is not None:  # closed meanwhile
-            await self._release()
-            self._check()
         self._stop_watching = watch_exit(process, self._exited)
         await self._bridge.open(process.bridge)
         try:
@@ -239,37 +220,24 @@ class Session:
                 self._ready.set_result(None)
         elif op == "calls" and cell is not None and cell.done is None:
             self._calls(cell, arg)
-        elif op == "report" and cell is not None and cell.done is None:
-            if isinstance(arg, dict) and arg.get("index") == cell.index:
-                cell.done = read_report(arg, self.options.cell_output)
-                self._settle(cell)
+        elif op == "report" and cell is not None and cell.done is None and _is_of(cell, arg):
+            cell.done = read_report(arg, self.options.cell_output)
+            self._settle(cell)
 
-    def _calls(self, cell: _Cell, arg: Any) -> None:
-        calls = [call for call in read_calls(arg) if call.number not in cell.outstanding]
-        if len(cell.outstanding) + len(calls) > _MOST_CALLS:
-            raise Malformed(f"more than {_MOST_CALLS:,} calls at once")
-        cell.outstanding.update(call.number for call in calls)
+    def _calls(self, cell: RunningCell, arg: Any) -> None:
+        calls = read_calls(arg)
+        cell.add(calls)
         if cell.expired:
             self._give(cell, {call.number: _TOO_LATE for call in calls})
-        elif calls:
-            self._stop_clock(cell)
-            cell.inbox.put(calls)
 
-    def _give(self, cell: _Cell, answers: dict[int, Reply]) -> None:
-        if cell is not self._cell or cell.done is not None:
-            return
-        known = {number: reply for number, reply in answers.items() if number in cell.outstanding}
-        cell.outstanding.difference_update(known)
-        rows = ([number, r.text, r.error, r.message] for number, r in known.items())
-        self._bridge.send_rows("answers", rows)
-        if not cell.outstanding:
-            self._start_clock(cell)
+    def _give(self, cell: RunningCell, answers: dict[int, Reply]) -> None:
+        if cell is self._cell and cell.done is None:
+            known = cell.remove(answers)
+            self._bridge.send_rows("answers", (_row(number, reply) for number, reply in known.items()))
 
     async def _bind(self, name: str, binding: dict[str, Any]) -> str | None:
         try:
-            return await asyncio.wait_for(
-                self._bridge.ask("bind", {"name": name, "binding": binding}), _BIND_SECONDS
-            )
+            return await asyncio.wait_for(self._bridge.ask("bind", {"name": name, "binding": binding}), _BIND_SECONDS)
         except ConnectionError:
             await self._await_failure()
         except TimeoutError:
@@ -277,11 +245,11 @@ class Session:
         self._check()
         return None
 
-    async def _run(self, cell: _Cell, code: str, facts: dict[str, Any]) -> None:
+    async def _run(self, cell: RunningCell, code: str, facts: dict[str, Any]) -> None:
         if self._failure is not None or self._process is None:
             cell.inbox.end(self._failure or _CLOSED)
             return
-        self._start_clock(cell)
+        cell.start_clock()
         arg = {"index": cell.index, "facts": facts, "output": self.options.cell_output}
         with contextlib.suppress(ConnectionError):  # the end is told by those who watch for it
             await self._bridge.ask("cell", arg)
@@ -298,20 +266,14 @@ class Session:
             cell.message = sent["header"]["msg_id"]
             self._process.manager.session.send(self._shell, sent)
 
-    def _settle(self, cell: _Cell) -> None:
+    def _settle(self, cell: RunningCell) -> None:
         """Ends the cell once both its report and its reply have come; the one must follow the other soon."""
-        if cell.done is None or not cell.replied:
+        if cell.done is not None and cell.replied:
+            cell.end()
+        else:
             self._task(self._expect_rest(cell))
-            return
-        self._stop_clock(cell)
-        cell.outstanding.clear()
-        if cell.expired:
-            text = f"Timeout: the cell computed for more than {self.options.cell_seconds:g} s and was stopped."
-            error = f"{text}\n{cell.done.error}" if cell.done.error else text
-            cell.done = Done(cell.done.stdout, error, cell.done.answer, cell.done.report)
-        cell.inbox.end(cell.done)
 
-    async def _expect_rest(self, cell: _Cell) -> None:
+    async def _expect_rest(self, cell: RunningCell) -> None:
         received = -1
         while received != self._bridge.received and not cell.inbox.ended:
             received = self._bridge.received
@@ -319,23 +281,11 @@ class Session:
         if not cell.inbox.ended:
             await self._end(Failure("the cell ended, but broke what reports its end", "hang"))
 
-    def _start_clock(self, cell: _Cell) -> None:
-        if cell.since is None and not cell.expired:
-            cell.since = time.monotonic()
-            left = max(0.0, self.options.cell_seconds - cell.computed)
-            cell.timer = self._loop.call_later(left, lambda: self._task(self._expire(cell)))
+    def _expired(self, cell: RunningCell) -> None:
+        self._task(self._interrupt(cell))
 
-    def _stop_clock(self, cell: _Cell) -> None:
-        if cell.since is not None and cell.timer is not None:
-            cell.computed += time.monotonic() - cell.since
-            cell.timer.cancel()
-            cell.since = cell.timer = None
-
-    async def _expire(self, cell: _Cell) -> None:
+    async def _interrupt(self, cell: RunningCell) -> None:
         """Interrupts a cell that computed too long, and kills a kernel that does not heed it."""
-        if cell.inbox.ended or cell.outstanding:
-            return
-        cell.expired = True
         for _ in range(_INTERRUPTS):
             self._bridge.send("interrupt", None)
             await asyncio.sleep(_GRACE_SECONDS / _INTERRUPTS)
@@ -389,11 +339,13 @@ class Session:
 
     async def _release(self) -> None:
         """Kills the process and gives everything back that it had."""
-        process = self._process
+        process = None
+        if self._spawning is not None:
+            with contextlib.suppress(OSError):
+                process = await self._spawning
         self._stop_watching()
         self._bridge.close()
-        current = asyncio.current_task()
-        for task in self._tasks - {current} if current else self._tasks:
+        for task in self._tasks:
             task.cancel()
         if self._shell is not None:
             self._shell.close(linger=0)
@@ -410,6 +362,17 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _nothing() -> None: ...
+
+
+def _is_of(cell: RunningCell, report: Any) -> bool:
+    return isinstance(report, dict) and report.get("index") == cell.index
+
+
+def _row(number: int, reply: Reply) -> str:
+    try:
+        return row([number, reply.text, reply.error, reply.message])
+    except TooLarge as error:
+        return row([number, None, "SubCallError", str(error)])
 
 
 def _sweep(process: Process) -> None:

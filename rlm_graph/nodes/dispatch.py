@@ -153,7 +153,7 @@ async def _nest(kernel: pool.Kernel, id: str, tree: Tree, settings: Settings) ->
     """Stores what a nested RLM will be asked; a context that cannot be one is told to the cell."""
     question, given = nested_question(kernel.waiting[id])
     try:
-        source = await asyncio.to_thread(take_in, given, settings.store)
+        source = await asyncio.to_thread(take_in, given, settings.store, from_cell=True)
     except ContextError as error:
         await tree.record(id, _error("SubCallError", f"rlm_query: {error}"))
         kernel.deliver(await tree.replies([id]))

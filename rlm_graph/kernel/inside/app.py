@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -57,7 +58,7 @@ class Shell(ZMQInteractiveShell):
         self.failure = error
         self._last_traceback = [type(error).__name__]
 
-    def payloadpage_page(self, strg: Any, start: int = 0, **kwargs: Any) -> None:
+    def payloadpage_page(self, strg: Any, *args: Any, **kwargs: Any) -> None:
         print(strg["text/plain"] if isinstance(strg, dict) else strg)
 
 
@@ -70,12 +71,12 @@ class Kernel(IPythonKernel):
 
     async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> Any:
         desk, shell = self.desk, self.shell
-        if desk is None:
+        if desk is None or shell is None:
             return {"status": "aborted"}
         Compiler.index = desk.index
         shell.failure = None
         try:
-            reply = await super().do_execute(code, silent, *args, **kwargs)
+            reply = await super().do_execute(code, silent, *args, **kwargs)  # type: ignore[no-untyped-call]
         except BaseException as error:  # an interrupt that came late, or machinery that the cell has broken
             reply = {"status": "error", "ename": type(error).__name__, "evalue": "", "traceback": []}
             shell.failure = shell.failure or error
@@ -127,7 +128,7 @@ class App(IPKernelApp):
 
     def start(self) -> None:
         # A `sys.exit()` in a task leaves the loop, which is no reason for the kernel to end.
-        super().start()
+        super().start()  # type: ignore[no-untyped-call]
         while True:
             try:
                 self.io_loop.start()
@@ -151,10 +152,13 @@ def run(bridge: int, connection_file: str, memory: int) -> None:
         kernel_class=Kernel,
         outstream_class=f"{__package__}.output.BoundedStream",
     )
-    app.initialize([])
+    app.initialize([])  # type: ignore[no-untyped-call]
+    warnings.filterwarnings("ignore", message="To exit: use")
     _seed()
-    desk = Desk(app.shell.user_ns, (sys.stdout, sys.stderr), memory)
-    wire = Wire(socket.socket(fileno=bridge), desk.handle, desk.repair)
+    streams: tuple[Any, Any] = (sys.stdout, sys.stderr)
+    namespace: Any = app.shell and app.shell.user_ns
+    desk = Desk(namespace, streams, memory)
+    wire = Wire(socket.socket(fileno=bridge), desk.handle, desk.repair, streams[1].note)
     desk.attach(wire)
     app.kernel.desk = desk
     wire.start()

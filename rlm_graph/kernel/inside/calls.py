@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import _thread
 import asyncio
-from builtins import RuntimeError, dict, enumerate, len, list, next, sorted, str, tuple, zip
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from .frames import row
 from .wire import Wire
 
 
 class SubCallError(RuntimeError):
-    """A call got no answer. `results` holds what did arrive (None where a call failed), `errors` (position, message)."""
+    """A call got no answer.
+
+    Attributes:
+        results: What did arrive, in order; None where a call failed.
+        errors: (position, message) of each that failed.
+    """
 
     def __init__(
         self,
@@ -142,10 +148,8 @@ class Calls:
         done = loop.create_future()
 
         def wake() -> None:
-            try:
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
-            except RuntimeError:
-                pass  # its loop was closed: nobody waits
+            with suppress(RuntimeError):  # its loop was closed: nobody waits
+                loop.call_soon_threadsafe(_finish, done)
 
         batch = self._send(requests, wake)
         await done
@@ -158,10 +162,14 @@ class Calls:
         batch = Batch(len(requests), wake)
         group = next(self._groups)
         numbers = [next(self._numbers) for _ in requests]
+        rows = [
+            row([number, each.kind, each.prompt, each.context, each.model, group])
+            for number, each in zip(numbers, requests, strict=True)
+        ]
         for position, number in enumerate(numbers):
             self._pending[number] = (batch, position)
         if self._open:
-            wire.send("calls", [_row(n, group, r) for n, r in zip(numbers, requests, strict=True)])
+            wire.send_calls(rows)
         if not self._open:  # also where the cell has ended meanwhile
             self._fail(numbers)
         return batch
@@ -170,14 +178,11 @@ class Calls:
         self.settle([(n, None, "SubCallError", "the cell ended before the answer came") for n in numbers])
 
 
-def _row(number: int, group: int, request: Request) -> list[Any]:
-    return [number, request.kind, request.prompt, request.context, request.model, group]
+def _finish(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 def _release(gate: _thread.LockType) -> None:
-    try:
+    with suppress(RuntimeError):  # released already
         gate.release()
-    except RuntimeError:
-        pass  # released already
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import signal
 import sys
 import threading
@@ -112,8 +113,10 @@ class Desk:
 
     def finish(self, error: BaseException | None, message: str | None) -> None:
         """Ends the cell: whatever it has broken, the report goes out."""
-        self.repair()
         self.running = False
+        self.repair()
+        if self._wire is None or not self._wire.usable:
+            os._exit(0)  # a forked child that came to the end of its parent's cell
         sys.stdout, sys.stderr = self._streams
         self._calls.shut()
         for stream in self._streams:
@@ -121,8 +124,6 @@ class Desk:
         text = message if error is None else describe(error, self._memory)
         del error
         report = {"index": self.index, "output": output.SCREEN.output.text(), "error": text} | self._report()
-        if self._wire is None:
-            return
         try:
             self._wire.send_packed("report", report)
         except Exception as unsendable:
@@ -143,10 +144,10 @@ class Desk:
         return found
 
     def _answer_report(self) -> dict[str, Any] | None:
-        held = self._namespace.get("answer")
-        if held is not self._answer:
-            self._answer = Answer(held.get("content", ""), held.get("ready", False)) if _is_answer(held) else Answer()
-            self._answer.touched = _is_answer(held)
+        held: Any = self._namespace.get("answer")
+        if held is not self._answer and _is_answer(held):
+            self._answer = Answer(held.get("content", ""), held.get("ready", False))
+            self._answer.touched = True
         value = self._answer_value()
         return value if self._answer.touched or value != self._before else None
 

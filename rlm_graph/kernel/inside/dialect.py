@@ -76,16 +76,16 @@ def answer_names(
 ) -> dict[str, Any]:
     """Makes the names that show variables and set the answer."""
 
-    def SHOW_VARS() -> str:  # noqa: N802 - the dialect's name
+    def SHOW_VARS() -> str:
         """List the variables that you have made: name, type, size."""
         rows = [f"{name}: {kind}" + (f", {length:,}" if length else "") for name, kind, length in own()]
         return "\n".join(rows) or "No variables made yet."
 
-    def FINAL(value: Any) -> None:  # noqa: N802
+    def FINAL(value: Any) -> None:
         """Give the final answer."""
         deliver(value)
 
-    def FINAL_VAR(value: Any) -> None:  # noqa: N802
+    def FINAL_VAR(value: Any) -> None:
         """Give the value of a variable, named or passed, as the final answer."""
         deliver(_named(value, namespace, own))
 

@@ -10,7 +10,7 @@ from .bound import bounded, clean
 
 _LIMIT = 4_000
 _MESSAGE_LIMIT = 2_000
-_FILE = re.compile(r'^(\s*(?:[|+ ]\s*)*)File "<(cell \d+)>", line', re.MULTILINE)
+_FILE = re.compile(r'^([ |+-]*)File "<(cell \d+)>", line', re.MULTILINE)
 
 EXIT = "SystemExit: sys.exit() does nothing here: the cell ended, the kernel goes on"
 

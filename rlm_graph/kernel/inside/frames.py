@@ -7,13 +7,15 @@ the other, so whatever is not a frame raises `Malformed` and nothing is collecte
 from __future__ import annotations
 
 # Bound here by name: a cell may overwrite entries of `builtins`, and the kernel's reader must outlive that.
-from builtins import ValueError, bytes, dict, int, isinstance, len, list, range, str
+from builtins import ValueError, bytes, dict, int, isinstance, len, list, range, str  # noqa: UP029
 from collections.abc import Iterable, Iterator
 from json import dumps, loads
 from typing import Any
 
 LIMIT = 4_000_000
 JOINED = 256_000_000
+# A list or a string takes 64 bytes and more where JSON takes three: this bounds what a joined message unfolds to.
+_MOST_VALUES = 20_000_000
 # Half of the limit at most: inside a part every quote and backslash is escaped once more.
 _SLICE = 1_900_000
 
@@ -31,12 +33,23 @@ def pack(number: int, op: str, arg: Any) -> Iterator[bytes]:
     return _frames(number, f'{{"id":{number},"op":"{op}","arg":{dumps(arg)}}}')
 
 
-def pack_rows(op: str, rows: Iterable[Any]) -> Iterator[bytes]:
+def row(value: Any) -> str:
+    """Writes one row for `pack_rows`.
+
+    Raises:
+        TooLarge: no message can carry it.
+    """
+    text = dumps(value)
+    if len(text) > JOINED - 1000:
+        raise TooLarge(_too_large(len(text)))
+    return text
+
+
+def pack_rows(op: str, rows: Iterable[str]) -> Iterator[bytes]:
     """Writes many rows as messages `op` with as few frames as they fit into."""
     texts: list[str] = []
     size = 0
-    for row in rows:
-        text = dumps(row)
+    for text in rows:
         if texts and size + len(text) > LIMIT - 1000:
             yield from _rows_frames(op, texts)
             texts, size = [], 0
@@ -55,11 +68,15 @@ def _frames(number: int, text: str) -> Iterator[bytes]:
         yield _frame(text)
         return
     if len(text) > JOINED:
-        raise TooLarge(f"a message of {len(text):,} bytes does not fit the bridge ({JOINED:,})")
+        raise TooLarge(_too_large(len(text)))
     for start in range(0, len(text), _SLICE):
         last = start + _SLICE >= len(text)
         part = dumps([text[start : start + _SLICE], last])
         yield _frame(f'{{"id":{number},"op":"part","arg":{part}}}')
+
+
+def _too_large(length: int) -> str:
+    return f"{length:,} bytes at once are more than the {JOINED:,} that can go between kernel and host"
 
 
 def _frame(text: str) -> bytes:
@@ -97,6 +114,8 @@ class Joiner:
             return None
         text = "".join(self._parts)
         self._parts, self._size = [], 0
+        if text.count("[") + text.count("{") + text.count('"') // 2 > _MOST_VALUES:
+            raise Malformed(f"a message of more than {_MOST_VALUES:,} values")
         message = _read(text)
         if message["op"] == "part":
             raise Malformed("a part inside parts")

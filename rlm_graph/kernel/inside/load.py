@@ -6,6 +6,7 @@ import codecs
 import json
 import mmap
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -53,15 +54,15 @@ def _read_files(manifest: dict[str, Any]) -> dict[str, str] | list[str]:
     texts = {}
     for name, encoding in manifest["files"]:
         try:
-            texts[name] = read_text(os.path.join(manifest["root"], name), encoding)
+            texts[name] = read_text(Path(manifest["root"], name), encoding)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return texts if manifest["as"] == "dict" else list(texts.values())
 
 
-def read_text(path: str, encoding: str) -> str:
+def read_text(path: str | Path, encoding: str) -> str:
     """Decodes a file in one go: no second copy of its bytes, and no translated newlines, so offsets hold."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             return ""

@@ -80,7 +80,7 @@ class BoundedStream(OutStream):
     def write(self, string: str) -> int:
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
-        if self._is_master_process():
+        if os.getpid() == self._master_pid:
             SCREEN.output.write(string)
         else:
             # A forked child has a copy of the screen only; its descriptor leads to the parent.
@@ -96,7 +96,7 @@ class BoundedStream(OutStream):
         log_room = _LOG_BYTES
         while self._should_watch:
             try:
-                read = os.read(self._fid, 65_536)
+                read = os.read(self._fid or 0, 65_536)
                 if not read:
                     return
                 SCREEN.output.write(decoder.decode(read))
@@ -106,10 +106,14 @@ class BoundedStream(OutStream):
             except Exception:
                 time.sleep(0.01)
 
+    def note(self, text: str) -> None:
+        """Writes to the process' own log, for the host to find."""
+        os.write(self._original_stdstream_copy, f"{text}\n".encode())
+
     def drain(self) -> None:
         """Waits, briefly, until what was written to the descriptor has been taken in."""
         waiting = select.poll()
-        waiting.register(self._fid, select.POLLIN)
+        waiting.register(self._fid or 0, select.POLLIN)
         until = time.monotonic() + 0.2
         while waiting.poll(0) and time.monotonic() < until:
             time.sleep(0.001)
@@ -131,7 +135,7 @@ class DisplayHook(ZMQShellDisplayHook):
 class DisplayPublisher(ZMQDisplayPublisher):
     """Writes what is `display`ed, as plain text, where prints go."""
 
-    def publish(self, data: dict[str, Any], metadata: Any = None, **kwargs: Any) -> None:
+    def publish(self, data: Any, *args: Any, **kwargs: Any) -> None:
         sys.stdout.write(str(data.get("text/plain", "")) + "\n")
 
     def clear_output(self, wait: bool = False) -> None: ...

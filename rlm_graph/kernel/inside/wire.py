@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from builtins import BaseException, Exception, OSError, len, list, tuple, type
+
+# Bound here by name, as in `frames`.
+from builtins import BaseException, Exception, OSError, len, list, type  # noqa: UP029
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -16,6 +18,9 @@ from .frames import Joiner, frame_length, pack, pack_rows
 Handler = Callable[[int, str, Any], None]
 
 
+def _silent(_: str) -> None: ...
+
+
 class Wire:
     """Frames in, frames out.
 
@@ -23,10 +28,13 @@ class Wire:
     on the socket, and calls that pile up while one frame is written leave together in the next.
     """
 
-    def __init__(self, sock: socket.socket, handle: Handler, repair: Callable[[], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, handle: Handler, repair: Callable[[], None], say: Callable[[str], None] = _silent
+    ) -> None:
         self._sock = sock
         self._handle = handle
         self._repair = repair
+        self._say = say
         self._queue: SimpleQueue[tuple[int, str, Any]] = SimpleQueue()
         self._owner = os.getpid()
         os.register_at_fork(after_in_child=self._leave_to_parent)
@@ -39,6 +47,9 @@ class Wire:
     def usable(self) -> bool:
         """False in a forked child: the bridge belongs to its parent."""
         return os.getpid() == self._owner
+
+    def send_calls(self, rows: list[str]) -> None:
+        self._queue.put((0, "calls", rows))
 
     def send(self, op: str, arg: Any, *, number: int = 0) -> None:
         self._queue.put((number, op, arg))
@@ -60,7 +71,8 @@ class Wire:
                 end_process_group()
             try:
                 message = joiner.feed(stream.read(frame_length(head)))
-            except BaseException:
+            except BaseException as error:
+                self._say(type(error).__name__)
                 end_process_group()
             if message is not None:
                 self._dispatch(message["id"], message["op"], message["arg"])
@@ -117,5 +129,3 @@ def end_process_group() -> NoReturn:
             os.killpg(os.getpid(), signal.SIGKILL)
     finally:
         os._exit(1)
-
-

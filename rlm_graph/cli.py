@@ -1,0 +1,361 @@
+"""The command `rlm-graph`: a question, some files, and the answer alone on standard output.
+
+Everything else that it says goes to standard error.
+"""
+
+# No `from __future__ import annotations` here: typer reads the annotations of `ask`, whose names are local.
+
+import asyncio
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
+
+from rlm_graph import models
+from rlm_graph.context import hold
+from rlm_graph.errors import ContextError, ModelError, RLMError
+from rlm_graph.graph import Graph, create_rlm
+from rlm_graph.ledger import Limits
+from rlm_graph.offline import OfflineReader, OfflineRoot
+from rlm_graph.state import Input, Source
+
+if TYPE_CHECKING:
+    import typer
+
+Chat = BaseChatModel | Runnable[Any, AIMessage]
+
+DEFAULT_MODEL = "gpt-5-mini"
+"""What a key without `OPENAI_MODEL` gets."""
+
+KERNEL_NOTICE = """\
+kernel: a plain child process. It gets none of your environment (so no key), bounded memory and bounded time, but it is
+kernel: not caged yet: the code that the model writes can read and write what you can, and can reach the network.
+kernel: Run it only on inputs and with models that you trust."""
+
+ANSWERED, FAILED, LIMITED, INTERRUPTED = 0, 1, 3, 130
+_EXIT = {"answered": ANSWERED, "direct": ANSWERED, "errors": FAILED, "refused": FAILED}
+_PHASES = {"probe", "filter", "chunk", "compose", "plan", "load"}
+
+
+def main() -> None:
+    """The entry point of `rlm-graph`."""
+    try:
+        app = _app()
+    except ModuleNotFoundError as missing:
+        raise SystemExit(
+            f"rlm-graph: the command line needs {missing.name!r}: pip install 'rlm-graph[cli]'"
+        ) from None
+    app()
+
+
+def _app() -> "typer.Typer":
+    import rich  # noqa: F401 - progress needs it later: say now that it is missing
+    import typer
+
+    app = typer.Typer(
+        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(version("rlm-graph"))
+            raise typer.Exit
+
+    @app.callback()
+    def rlm_graph(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        """Asks questions of texts that are far larger than a model's window."""
+
+    @app.command()
+    def ask(
+        question: Annotated[str, typer.Argument(help="The question.")],
+        paths: Annotated[
+            list[Path] | None,
+            typer.Argument(metavar="[PATH]...", help="A file, several, or a directory; else standard input."),
+        ] = None,
+        model: Annotated[
+            str | None, typer.Option(help="The root: PROVIDER:NAME (openai:gpt-5-mini), or offline.")
+        ] = None,
+        sub_model: Annotated[
+            str | None, typer.Option(help="Who reads the parts: the same; without it, the root.")
+        ] = None,
+        base_url: Annotated[
+            str | None, typer.Option(help="Where openai: models are served, else $OPENAI_BASE_URL.")
+        ] = None,
+        max_calls: Annotated[int | None, typer.Option(min=0, help="Sub-calls in all.")] = None,
+        max_depth: Annotated[int | None, typer.Option(min=0, help="0: none; 1: plain; 2: nested.")] = None,
+        max_turns: Annotated[int | None, typer.Option(min=1, help="Turns of the root.")] = None,
+        exclude: Annotated[
+            list[str] | None,
+            typer.Option(metavar="GLOB", help="Leave these out of a directory; may be repeated."),
+        ] = None,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print {answer, stop_reason, usage, note?}.")
+        ] = False,
+    ) -> None:
+        """Answers a question over files.
+
+        Exit codes: 0 answered; 1 error; 2 wrong usage; 3 ended by a limit, with the best answer so far; 130 Ctrl-C.
+        """
+        given = {"max_calls": max_calls, "max_depth": max_depth, "max_turns": max_turns}
+        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        wrong = _wrong_usage(paths or [], exclude or [], base_url, (model, sub_model))
+        if wrong:
+            raise typer.BadParameter(wrong)
+        request = Request(
+            question, paths or [], Choice(model, sub_model, base_url), limits, exclude or [], as_json
+        )
+        sys.exit(_guarded(lambda: answer(request)))
+
+    return app
+
+
+def _wrong_usage(
+    paths: list[Path], exclude: list[str], base_url: str | None, models: tuple[str | None, ...]
+) -> str | None:
+    if not paths and sys.stdin.isatty():
+        return "no text: name a file or a directory, or send the text to standard input (… | rlm-graph ask …)"
+    if exclude and not (len(paths) == 1 and paths[0].is_dir()):
+        return "--exclude is for a directory"
+    foreign = next((m for m in models if m and m != "offline" and not m.startswith("openai:")), None)
+    if base_url and foreign:
+        return f"--base-url is for OpenAI-compatible servers: write the model as openai:{foreign}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The models as the options name them."""
+
+    model: str | None = None
+    sub_model: str | None = None
+    base_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `rlm-graph ask` was asked."""
+
+    question: str
+    paths: list[Path]
+    choice: Choice
+    limits: Limits
+    exclude: list[str]
+    as_json: bool
+
+
+def _guarded(act: Callable[[], int]) -> int:
+    """Runs it; what the user can mend becomes one line, a bug keeps its traceback."""
+    try:
+        return act()
+    except KeyboardInterrupt:
+        _say("\nstopped")
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except (RLMError, OSError) as error:
+        _say(f"error: {error}")
+        return FAILED
+
+
+def answer(request: Request) -> int:
+    """Answers, and returns the exit code."""
+    root, sub, chosen = choose(request.choice)
+    _say(f"model: {chosen}")
+    _say(KERNEL_NOTICE)
+    source = _taken_in(request)
+    _say(_about(source))
+    graph = create_rlm(root, sub, limits=request.limits)
+    out = asyncio.run(_run(graph, {"question": request.question, "context": source}))
+    note = out["messages"][-1].response_metadata.get("note")
+    _say(_summary(out, note))
+    if request.as_json:
+        shown = {"answer": out["answer"], "stop_reason": out["stop_reason"], "usage": out["usage"]}
+        _print(json.dumps(shown | ({"note": note} if note else {}), ensure_ascii=False))
+    else:
+        _print(out["answer"] or "")
+    return _EXIT.get(out["stop_reason"], LIMITED)
+
+
+def choose(choice: Choice) -> tuple[Chat, Chat, str]:
+    """The root, the sub-model, and what to tell the user about them.
+
+    The options decide; else `OPENAI_API_KEY` or `OPENAI_BASE_URL`; else no language model is used.
+
+    Raises:
+        ModelError: A name cannot be used.
+    """
+    online = choice.base_url or os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL")
+    name, why = choice.model, ""
+    if name is None and online:
+        name = f"openai:{os.environ.get('OPENAI_MODEL') or DEFAULT_MODEL}"
+        why = "" if os.environ.get("OPENAI_MODEL") else " (the default; OPENAI_MODEL or --model names another)"
+    elif name is None:
+        name, why = "offline", " (no --model, no OPENAI_API_KEY, no OPENAI_BASE_URL)"
+    sub_name = choice.sub_model or name
+    root = OfflineRoot() if name == "offline" else _model(name, choice.base_url)
+    sub = OfflineReader() if sub_name == "offline" else _model(sub_name, choice.base_url)
+    below = f", sub-model {_said(sub_name)}" if sub_name != name else ""
+    return root, sub, f"{_said(name)}{why}{below}"
+
+
+def _said(name: str) -> str:
+    return "offline keyword search, no language model" if name == "offline" else name
+
+
+def _model(name: str, base_url: str | None) -> Chat:
+    """A model by its name. One that is served elsewhere than at OpenAI may need no key."""
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+    if not (base_url and name.startswith("openai:") and name != "openai:"):
+        return models.resolve(name)
+    from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
+
+    key = SecretStr(os.environ.get("OPENAI_API_KEY") or "none")
+    try:
+        return ChatOpenAI(model=name.removeprefix("openai:"), base_url=base_url, api_key=key)
+    except Exception as error:
+        raise ModelError(f"the model {name!r} cannot be used: {models.first_line(error)}") from error
+
+
+def _taken_in(request: Request) -> Source:
+    """The context by reference; reads every file once."""
+    if len(request.paths) == 1:
+        return hold(request.paths[0], exclude=request.exclude)
+    if request.paths:
+        return hold(request.paths)
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ContextError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    if not text.strip():
+        raise ContextError("standard input is empty: name a file or a directory, or send a text to it")
+    # A text that ends with a newline is never taken for a path that someone forgot to wrap.
+    return hold(text if text.endswith("\n") else text + "\n", name="standard input")
+
+
+def _about(source: Source) -> str:
+    line = f"context: {source['name']}, {_count(source['items'], 'text')}, {source['chars']:,} characters"
+    line += f", about {_count(source['tokens'], 'token')}"
+    left_out = source["left_out"]
+    if left_out:
+        more = "; …" if len(left_out) > 3 else ""
+        line += f"\nleft out: {'; '.join(left_out[:3])}{more}"
+    return line
+
+
+def _summary(out: dict[str, Any], note: str | None) -> str:
+    usage, reason = out["usage"], out["stop_reason"]
+    tokens = usage["input_tokens"] + usage["output_tokens"]
+    bad = "".join(f", {usage[what]:,} {what}" for what in ("failed", "refused") if usage[what])
+    line = (
+        f"{_count(usage['turns'], 'turn')}, {_count(usage['calls'], 'call')}{bad}, {_count(tokens, 'token')}, "
+        f"{usage['seconds']:.1f} s; stop reason: {reason}"
+    )
+    if reason not in ("answered", "direct"):
+        line += ": this is the best answer so far, and may be incomplete"
+    return f"{line}\nnote: {note}" if note else line
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+async def _run(graph: Graph, given: Input) -> dict[str, Any]:
+    """Runs the graph to its end, and shows what it is at."""
+    last: dict[str, Any] = {}
+    with _shown(Stand()) as stand:
+        # `subgraphs`: progress events come from inside `sub_call`.
+        events: AsyncIterator[Any] = graph.astream(given, stream_mode=["tasks", "custom", "values"], subgraphs=True)
+        async for namespace, mode, event in events:
+            if mode == "values" and not namespace:
+                last = event
+            elif mode == "tasks" and not namespace and "input" in event:
+                stand.enter(event["name"])
+            elif mode == "custom" and event.get("event") == "progress":
+                stand.count(event)
+    return last
+
+
+@dataclass(slots=True)
+class Stand:
+    """How far the run is."""
+
+    phase: str = "load"
+    asked: int = 0
+    done: int = 0
+    failed: int = 0
+    changed: Callable[[], None] = field(default=lambda: None)
+
+    def enter(self, node: str) -> None:
+        """A node begins; `dispatch`, `sub_call` and `verify` work for the cell that waits, so its phase stays."""
+        if node in _PHASES:
+            self.phase = node
+            self.changed()
+
+    def count(self, event: dict[str, int]) -> None:
+        """Calls of the whole tree."""
+        self.asked, self.done, self.failed = event["asked"], event["done"], event["failed"]
+        self.changed()
+
+
+@contextmanager
+def _shown(stand: Stand) -> Iterator[Stand]:
+    """Keeps one line on the terminal: phase, calls done of calls asked, elapsed. Nothing where there is none."""
+    if not sys.stderr.isatty():
+        yield stand
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(stand.phase)
+
+        def changed() -> None:
+            calls = f"  {stand.done:,} of {_count(stand.asked, 'call')} done" if stand.asked else ""
+            failed = f", {stand.failed:,} failed" if stand.failed else ""
+            progress.update(task, description=f"{stand.phase}{calls}{failed}")
+
+        stand.changed = changed
+        yield stand
+
+
+def printable(text: str) -> str:
+    """The text without the control characters that steer a terminal, newline and tab aside."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def _say(text: str) -> None:
+    # Messages can quote a file's name or a server's reply.
+    _write(sys.stderr, text + "\n")
+
+
+def _print(text: str) -> None:
+    _write(sys.stdout, text if text.endswith("\n") else text + "\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Writes UTF-8: to a terminal only what is safe to show, to a pipe or a file every character as it is."""
+    stream.flush()
+    shown = printable(text) if stream.isatty() else text
+    # Lone surrogates have no bytes; escaped like this they are also what JSON writes for them.
+    stream.buffer.write(shown.encode("utf-8", "backslashreplace"))
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()
