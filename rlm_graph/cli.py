@@ -181,12 +181,12 @@ def answer(request: Request) -> int:
     graph = create_rlm(root, sub, limits=request.limits)
     out = asyncio.run(_run(graph, {"question": request.question, "context": source}))
     note = out["messages"][-1].response_metadata.get("note")
-    _say(_summary(out, note))
     if request.as_json:
         shown = {"answer": out["answer"], "stop_reason": out["stop_reason"], "usage": out["usage"]}
         _print(json.dumps(shown | ({"note": note} if note else {}), ensure_ascii=False))
     else:
         _print(out["answer"] or "")
+    _say(_summary(out, note))
     return _EXIT.get(out["stop_reason"], LIMITED)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,11 @@ class Ledger:
         """Calls that still fit."""
         with self._lock:
             return self._limits.max_calls - len(self._reserved)
+
+    def limit_reached(self) -> Literal["max_calls"] | None:
+        """The limit that has cost this tree calls and leaves room for no more, if one has."""
+        with self._lock:
+            return "max_calls" if self._refused and len(self._reserved) >= self._limits.max_calls else None
 
     def progress(self) -> dict[str, int]:
         """Calls asked, done and failed so far in the whole tree."""

@@ -121,12 +121,12 @@ def direct_messages(question: str, text: str, instructions: str | None) -> list[
     return [SystemMessage(system), HumanMessage(f"Question: {question}\n\nText:\n{text}")]
 
 
-def left_note(notice: str, *, turns_left: int, calls_left: int, refused: int) -> str:
+def left_note(notice: str, *, turns_left: int, calls_left: int, exhausted: bool) -> str:
     """What the root is told before a turn: what happened beside its cells, and what is left of the limits."""
     left = f"Left: {_count(turns_left, 'turn')}, {_count(calls_left, 'call')}."
     if turns_left == 1:
         left += " This is your last turn: deliver now, from what you have, with a compose cell."
-    elif calls_left == 0 and refused:
+    elif exhausted:
         left += " No calls are left: compose from what you have, and say what is missing."
     return f"{notice}\n{left}" if notice else left
 

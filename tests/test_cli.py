@@ -99,6 +99,7 @@ def test_the_answer_alone_is_on_standard_output(big: Path, serve: Any) -> None:
     assert (done.returncode, done.stdout) == (0, "kiwi\n")
 
 
+@pytest.mark.slow
 def test_a_real_model_is_asked_at_the_base_url(big: Path, serve: Any) -> None:
     server = serve(deliver("llm_query('Which word? ' + context[:20])"), lambda request: "it is kiwi")
     done = run("ask", "Which word?", big, *with_server(server))
@@ -107,6 +108,7 @@ def test_a_real_model_is_asked_at_the_base_url(big: Path, serve: Any) -> None:
     assert "model: openai:root, sub-model openai:sub" in done.stderr
 
 
+@pytest.mark.slow
 def test_json_is_one_object(big: Path, serve: Any) -> None:
     done = run("ask", "Which word?", big, "--json", *with_server(serve(deliver("'kiwi'"))))
     shown = json.loads(done.stdout)
@@ -120,16 +122,19 @@ def test_offline_says_that_no_language_model_answered(big: Path) -> None:
     assert "model: offline keyword search, no language model (no --model" in done.stderr
 
 
+@pytest.mark.slow
 def test_standard_input_is_the_text_without_a_path() -> None:
     done = run("ask", "Which word?", text=BIG)
     assert "kiwi" in done.stdout
     assert "context: standard input, 1 text" in done.stderr
 
 
+@pytest.mark.slow
 def test_standard_input_is_text_even_when_it_looks_like_a_path() -> None:
     assert run("ask", "What is hosts?", text="/etc/hosts").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -144,6 +149,7 @@ def test_standard_input_that_cannot_be_used_is_one_line(text: str | bytes, told:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_no_path_and_no_standard_input_is_wrong_usage() -> None:
     ours, theirs = pty.openpty()
     done = subprocess.run([*COMMAND, "ask", "What?"], stdin=theirs, capture_output=True, timeout=60)
@@ -153,12 +159,14 @@ def test_no_path_and_no_standard_input_is_wrong_usage() -> None:
     assert b"name a file or a directory" in done.stderr
 
 
+@pytest.mark.slow
 def test_several_files_are_one_context(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"The word of {name} is kiwi.\n")
     assert "2 texts" in run("ask", "Which word?", tmp_path / "a.txt", tmp_path / "b.txt").stderr
 
 
+@pytest.mark.slow
 def test_what_was_left_out_of_a_directory_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The word is kiwi.\n")
     (tmp_path / "logo.png").write_bytes(b"\x89PNG\0\0")
@@ -168,6 +176,7 @@ def test_what_was_left_out_of_a_directory_is_told(tmp_path: Path) -> None:
     assert "left out: 1 excluded by secret*; logo.png: binary" in done.stderr
 
 
+@pytest.mark.slow
 def test_exclude_without_a_directory_is_wrong_usage(big: Path) -> None:
     done = run("ask", "Which word?", big, "--exclude", "*.png")
     assert done.returncode == 2
@@ -189,6 +198,7 @@ def test_an_error_is_one_line(arguments: tuple[str, ...], told: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_the_server_does_not_know_is_one_line(big: Path, serve: Any) -> None:
     server = serve(deliver("1"))
     done = run("ask", "What?", big, "--base-url", server.base_url, "--model", "openai:nobody")
@@ -198,6 +208,7 @@ def test_a_model_that_the_server_does_not_know_is_one_line(big: Path, serve: Any
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -212,6 +223,7 @@ def test_wrong_usage_ends_with_2(big: Path, option: tuple[str, ...]) -> None:
     assert run("ask", "What?", big, *option).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_a_limit_ended_gives_its_best_answer_and_ends_with_3(big: Path, serve: Any) -> None:
     root = scripted("```repl probe\nanswer['content'] = 'perhaps kiwi'\n```")
     done = run("ask", "Which word?", big, "--max-turns", "1", *with_server(serve(root)))
@@ -219,6 +231,7 @@ def test_a_run_that_a_limit_ended_gives_its_best_answer_and_ends_with_3(big: Pat
     assert "stop reason: max_turns: this is the best answer so far" in done.stderr
 
 
+@pytest.mark.slow
 def test_max_calls_reaches_the_run(big: Path, serve: Any) -> None:
     asks = "```repl chunk\nfor n in range(3):\n    llm_query(str(n))\n```"
     root = scripted(asks, "```repl compose\nFINAL('as far as it went')\n```")
@@ -228,24 +241,28 @@ def test_max_calls_reaches_the_run(big: Path, serve: Any) -> None:
     assert "stop reason: max_calls" in done.stderr
 
 
+@pytest.mark.slow
 def test_max_depth_reaches_the_run(big: Path, serve: Any) -> None:
     server = serve(deliver("1"))
     run("ask", "Which word?", big, "--max-depth", "0", *with_server(server))
     assert "No model can be called in this run (depth 0)" in str(server.seen[0].messages)
 
 
+@pytest.mark.slow
 def test_the_kernel_notice_is_told_once(big: Path) -> None:
     told = run("ask", "Which word?", big).stderr
     assert told.count("a plain child process") == 1
     assert told.count("Run it only on inputs and with models that you trust.") == 1
 
 
+@pytest.mark.slow
 def test_without_a_terminal_there_is_no_progress_line(big: Path) -> None:
     done = run("ask", "Which word?", big)
     assert "\r" not in done.stderr and "\x1b" not in done.stderr
     assert len(done.stderr.splitlines()) <= 8
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_phase_calls_and_time(big: Path, serve: Any) -> None:
     root = scripted(
         "```repl chunk\nfound = llm_query_batched([str(n) for n in range(40)])\n```",
@@ -259,12 +276,14 @@ def test_a_terminal_sees_phase_calls_and_time(big: Path, serve: Any) -> None:
 HOSTILE = "red \x1b[31malert\x1b[0m \x1b]0;title\x07 \x9b2J end\ttab\n"
 
 
+@pytest.mark.slow
 def test_control_codes_of_an_answer_do_not_reach_a_terminal(big: Path, serve: Any) -> None:
     sent = on_a_terminal("ask", "Which word?", big, *with_server(serve(deliver(ascii(HOSTILE)))))
     assert "red [31malert[0m ]0;title 2J end\ttab" in sent
     assert "\x1b[31m" not in sent and "\x07" not in sent and "\x9b" not in sent
 
 
+@pytest.mark.slow
 def test_control_codes_of_a_server_s_error_do_not_reach_a_terminal(big: Path, serve: Any) -> None:
     refuse = scripted(Answer(status=400, text="bad \x1b]0;title\x07 request"))
     sent = on_a_terminal("ask", "Which word?", big, *with_server(serve(refuse)))
@@ -272,11 +291,13 @@ def test_control_codes_of_a_server_s_error_do_not_reach_a_terminal(big: Path, se
     assert "\x1b]0" not in sent and "\x07" not in sent
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_the_answer_byte_for_byte(big: Path, serve: Any) -> None:
     done = run("ask", "Which word?", big, *with_server(serve(deliver(ascii(HOSTILE)))))
     assert done.stdout == HOSTILE
 
 
+@pytest.mark.slow
 def test_a_lone_surrogate_in_an_answer_is_escaped(big: Path, serve: Any) -> None:
     done = run("ask", "Which word?", big, "--json", *with_server(serve(deliver(r"'half \ud83d'"))))
     assert json.loads(done.stdout)["answer"] == "half \ud83d"
@@ -308,6 +329,7 @@ def test_openai_model_names_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == "openai:qwen2.5:0.5b"
 
 
+@pytest.mark.slow
 def test_the_offline_root_over_a_real_sub_model_is_a_mode(big: Path, serve: Any) -> None:
     server = serve(deliver("1"), lambda request: "The word is kiwi, says the model.")
     models = ("--base-url", server.base_url, "--model", "offline", "--sub-model", "openai:sub")
@@ -322,6 +344,7 @@ def test_a_key_is_needed_where_no_base_url_is_given() -> None:
         choose(Choice(model="openai:gpt-5-mini"))
 
 
+@pytest.mark.slow
 def test_the_kernel_sees_no_key(big: Path, serve: Any) -> None:
     root = deliver("str(sorted(__import__('os').environ))")
     done = run("ask", "Which word?", big, *with_server(serve(root)), OPENAI_API_KEY="sk-secret")
@@ -391,6 +414,7 @@ def test_no_process_outlives_a_run_that_was_stopped(
     _wait_for(lambda: not any(map(_alive, started)))
 
 
+@pytest.mark.slow
 def test_without_typer_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None\nfrom rlm_graph.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -398,6 +422,7 @@ def test_without_typer_it_says_what_to_install() -> None:
     assert done.stderr == "rlm-graph: the command line needs 'typer': pip install 'rlm-graph[cli]'\n"
 
 
+@pytest.mark.slow
 def test_the_version_is_the_package_s() -> None:
     from importlib.metadata import version
 

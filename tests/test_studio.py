@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "langgraph.json"
+TEXT = "The word is kiwi.\n" + "nothing here\n" * 6_000 + "The colour is green.\n"
 NO_SERVER = "needs the extra `studio` (langgraph-cli[inmem])"
 
 
@@ -43,7 +46,7 @@ def test_every_graph_has_a_description() -> None:
 def test_the_graph_answers_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     rlm = imported(graphs()["rlm"]["path"])
-    out = rlm.invoke({"question": "Which word is it?", "context": "The word is kiwi.\n" + "nothing here\n" * 6_000})
+    out = rlm.invoke({"question": "Which word is it?", "context": TEXT})
     assert "kiwi" in out["answer"]
 
 
@@ -60,36 +63,72 @@ def test_the_command_line_of_langgraph_takes_the_configuration() -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """`langgraph dev` over a copy of the configuration, so that what it writes does not land in the checkout."""
+    """`langgraph dev` on a copy of the configuration and its graphs, so that nothing is written into the checkout."""
     pytest.importorskip("langgraph_api", reason=NO_SERVER)
-    config = json.loads(CONFIG.read_text())
-    for graph in config["graphs"].values():
-        graph["path"] = str(ROOT / graph["path"])
-    config["dependencies"] = []
-    (tmp_path / "langgraph.json").write_text(json.dumps({**config, "dependencies": ["."]}))
-    arguments = ["dev", "--no-browser", "--no-reload", "--port", "0", "--config", str(tmp_path / "langgraph.json")]
+    shutil.copy(CONFIG, tmp_path)
+    shutil.copytree(CONFIG.parent / "graphs", tmp_path / "graphs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "langgraph_cli", *arguments],
+        [sys.executable, "-m", "langgraph_cli", "dev", "--no-browser", "--no-reload", "--port", str(port)],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=(tmp_path / "log").open("w"),
         stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "LANGSMITH_TRACING": "false", "LANGGRAPH_CLI_NO_ANALYTICS": "1"},
+        env={**os.environ, "LANGGRAPH_CLI_NO_ANALYTICS": "1"},
     )
     try:
-        yield _address(process)
+        address = f"http://127.0.0.1:{port}"
+        _wait_until_it_answers(f"{address}/ok", process, tmp_path / "log")
+        yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.terminate()
+        process.wait(20)
 
 
-def _address(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        if found := re.search(r"Uvicorn running on (http://[\d.:]+)", line):
-            return found[1]
-    raise AssertionError("the server did not start:\n" + "".join(lines))
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+
+def call(url: str, body: object = None) -> Any:
+    """A request to the server's API: a POST where there is a body."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+@pytest.mark.slow
+def test_the_server_lists_the_graph_with_its_description(server: str) -> None:
+    (assistant,) = call(f"{server}/assistants/search", {})
+    assert assistant["graph_id"] == "rlm"
+    assert assistant["description"] == graphs()["rlm"]["description"]
+
+
+@pytest.mark.slow
+def test_the_server_shows_the_public_input_alone(server: str) -> None:
+    (assistant,) = call(f"{server}/assistants/search", {})
+    schemas = call(f"{server}/assistants/{assistant['assistant_id']}/schemas")
+    assert set(schemas["input_schema"]["properties"]) == {"question", "messages", "context"}
+    assert set(schemas["output_schema"]["properties"]) == {"answer", "messages", "usage", "stop_reason"}
+
+
+@pytest.mark.slow
+def test_the_server_runs_the_graph_and_a_follow_up_on_its_thread(server: str) -> None:
+    thread = f"{server}/threads/{call(f'{server}/threads', {})['thread_id']}"
+    first = {"question": "Which word is it?", "context": TEXT}
+    out = call(f"{thread}/runs/wait", {"assistant_id": "rlm", "input": first})
+    assert "kiwi" in out["answer"]
+    out = call(f"{thread}/runs/wait", {"assistant_id": "rlm", "input": {"question": "Which colour is it?"}})
+    assert "green" in out["answer"]
+    state = call(f"{thread}/state")
+    assert state["values"]["stop_reason"] == "answered"
+    assert state["next"] == []

@@ -95,7 +95,7 @@ async def run_cell(
         if kernel.outcome is None:
             return {"running": {"phase": work.phase, "code": work.cell}, "queue": _rest(state)}
         cell, draft = await _recorded(state, work, kernel, tree, reported)
-        return _ended(state, work, cell, draft)
+        return {**_ended(state, work, cell, draft), "limit": tree.ledger.limit_reached()}
 
 
 async def until_it_waits(kernel: pool.Kernel, work: pool.Work, tree: Tree, settings: Settings) -> None:

@@ -100,8 +100,7 @@ def dispatch(settings: Settings, depth: int) -> Node:
                 lost = _error("SubCallError", f"no answer came back in {settings.limits.max_retries + 1} tries")
                 await refuse(kernel, tree, dict.fromkeys(kernel.waiting, lost))
             wave = await _wave(state, kernel, tree, settings, decided)
-        limit = "max_calls" if tree.ledger.calls_left() == 0 and tree.ledger.usage()["refused"] else state["limit"]
-        return {"wave": wave, "limit": limit}
+        return {"wave": wave}
 
     return Node(act, "dispatch")
 

@@ -30,7 +30,7 @@ def plan(settings: Settings, depth: int) -> Node:
             state["notice"],
             turns_left=settings.limits.max_turns - len(turns),
             calls_left=tree.ledger.calls_left(),
-            refused=tree.ledger.usage()["refused"],
+            exhausted=tree.ledger.limit_reached() is not None,
         )
         messages = turn_messages(state, settings, depth, turns, note)
         async with held(state["run"]):

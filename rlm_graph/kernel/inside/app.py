@@ -9,7 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from ipykernel.compiler import XCachingCompiler
@@ -80,6 +80,7 @@ class Kernel(IPythonKernel):
         except BaseException as error:  # an interrupt that came late, or machinery that the cell has broken
             reply = {"status": "error", "ename": type(error).__name__, "evalue": "", "traceback": []}
             shell.failure = shell.failure or error
+        desk.repair()  # before anything else: all that follows needs its builtins
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         failure, shell.failure = shell.failure, None
         message = None
@@ -128,12 +129,11 @@ class App(IPKernelApp):
 
     def start(self) -> None:
         # A `sys.exit()` in a task leaves the loop, which is no reason for the kernel to end.
-        super().start()  # type: ignore[no-untyped-call]
+        with suppress(SystemExit):
+            super().start()  # type: ignore[no-untyped-call]
         while True:
-            try:
+            with suppress(KeyboardInterrupt, SystemExit):
                 self.io_loop.start()
-            except (KeyboardInterrupt, SystemExit):
-                continue
 
 
 def run(bridge: int, connection_file: str, memory: int) -> None:

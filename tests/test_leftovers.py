@@ -1,0 +1,120 @@
+"""After `invoke`, an exception, a cancelled task and Ctrl-C, no kernel process is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import kernels
+from model_server import Answer, scripted
+
+from rlm_graph.errors import ModelError
+
+TEXT = "some text to work on. " * 100
+ASKS = scripted("```repl chunk\ngot = llm_query_batched(['p'] * 5)\nanswer['ready'] = True\n```")
+
+
+async def until(true: Any, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return bool(true())
+
+
+async def test_none_after_ainvoke(scene: Any) -> None:
+    await scene(ASKS).rlm().ainvoke({"question": "q", "context": TEXT})
+    assert kernels() == set()
+
+
+def test_none_after_invoke(scene: Any) -> None:
+    scene(ASKS).rlm().invoke({"question": "q", "context": TEXT})
+    assert kernels() == set()
+
+
+async def test_none_after_an_exception(scene: Any) -> None:
+    root = scripted("```repl probe\nprint(1)\n```", Answer("down", status=500))
+    with pytest.raises(ModelError):
+        await scene(root).rlm().ainvoke({"question": "q", "context": TEXT})
+    assert await until(lambda: not kernels())
+
+
+@pytest.mark.parametrize("where", ["computing", "waiting for answers", "nested"])
+async def test_none_after_a_cancelled_task(scene: Any, where: str) -> None:
+    code = {
+        "computing": "while True: pass",
+        "waiting for answers": "llm_query_batched(['p'] * 5)",
+        "nested": "rlm_query('q', context='text')",
+    }[where]
+    slow = Answer("```repl probe\nwhile True: pass\n```" if where == "nested" else "late", latency=0 if where == "nested" else 30)
+    s = scene(scripted(f"```repl chunk\n{code}\n```"), lambda r: slow)
+    task = asyncio.create_task(s.rlm().ainvoke({"question": "q", "context": TEXT}))
+    wanted = 2 if where == "nested" else 1
+    assert await until(lambda: len(kernels()) == wanted)
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await until(lambda: not kernels(), 2.0)
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from model_server import ModelServer, Answer, by_model, scripted
+from langchain_openai import ChatOpenAI
+from rlm_graph import create_rlm
+root = scripted("```repl chunk\\ngot = llm_query_batched(['p'] * 5)\\n```")
+with ModelServer(by_model({{"root": root, "sub": lambda r: Answer("late", latency=20)}})) as server:
+    models = [ChatOpenAI(model=m, base_url=server.base_url, api_key="x") for m in ("root", "sub")]
+    rlm = create_rlm(*models, direct_below=0)
+    given = {{"question": "q", "context": "some text " * 100}}
+    {call}
+"""
+CALLS = {
+    "ainvoke": "import asyncio; asyncio.run(rlm.ainvoke(given))",
+    "invoke": "rlm.invoke(given)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_none_after_ctrl_c_and_the_program_ends_at_once(call: str, tmp_path: Path) -> None:
+    source = PROGRAM.format(tests=str(Path(__file__).parent), call=CALLS[call])
+    program = subprocess.Popen(
+        [sys.executable, "-c", source], env={**os.environ, "RLM_GRAPH_HOME": str(tmp_path)}, stderr=subprocess.PIPE
+    )
+    try:
+        children = asyncio.run(children_of(program.pid))
+        assert len(children) == 1
+        time.sleep(0.5)  # let it reach the calls
+        program.send_signal(signal.SIGINT)
+        _, stderr = program.communicate(timeout=10)
+        assert b"KeyboardInterrupt" in stderr
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    finally:
+        program.kill()
+        program.wait()
+
+
+async def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+
+    def any_child() -> bool:
+        found[:] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if is_child(p, pid)]
+        return bool(found)
+
+    await until(any_child)
+    return found
+
+
+def is_child(process: Path, parent: int) -> bool:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+    except OSError:
+        return False

@@ -1,0 +1,155 @@
+"""Limits across the whole tree: what does not fit is refused before it starts, and the run says why it stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from model_server import Answer, Request, scripted
+
+from rlm_graph import Limits
+
+TEXT = "some text to work on. " * 100
+COMPOSE = "```repl compose\nanswer['content'] = str(got); answer['ready'] = True\n```"
+
+
+async def run(scene: Any, root: Any, sub: Any = lambda r: "ok", **limits: Any) -> tuple[dict[str, Any], Any]:
+    s = scene(root, sub)
+    return await s.rlm(limits=Limits(**limits)).ainvoke({"question": "q", "context": TEXT}), s
+
+
+async def test_a_batch_that_does_not_fit_is_refused_whole_and_the_root_is_told_what_is_left(scene: Any) -> None:
+    root = scripted(
+        "```repl chunk\ngot = llm_query_batched(['p'] * 11)\n```",
+        "```repl chunk\ngot = llm_query_batched(['p'] * 10)\n```\n" + COMPOSE,
+    )
+    out, s = await run(scene, root, max_calls=10)
+    assert out["answer"] == str(["ok"] * 10)
+    assert (out["usage"]["calls"], out["usage"]["refused"], s.server.asked("sub")) == (10, 11, 10)
+    assert "BudgetExceeded" in s.root_prompts()[1] and "11 calls asked, 10 left (max_calls)" in s.root_prompts()[1]
+    assert "Left: 29 turns, 10 calls." in s.root_prompts()[1]
+
+
+async def test_calls_beyond_the_limit_are_never_sent_and_the_run_says_max_calls(scene: Any) -> None:
+    root = scripted(
+        "```repl chunk\ngot = []\nfor i in range(9):\n    got.append(llm_query(f'p{i}'))\n```",
+        COMPOSE,
+    )
+    out, s = await run(scene, root, max_calls=5)
+    assert s.server.asked("sub") == 5
+    assert (out["answer"], out["stop_reason"]) == (str(["ok"] * 5), "max_calls")
+    assert "No calls are left: compose from what you have" in s.root_prompts()[1]
+
+
+async def test_max_calls_counts_the_calls_of_nested_runs_as_well(scene: Any) -> None:
+    def sub(request: Request) -> str:
+        if len(request.messages) > 1:
+            code = "got = [llm_query(f'leaf {i}') for i in range(3)]"
+            tries = sum(m["role"] == "assistant" for m in request.messages)
+            done = "answer['content'] = 'gave up'; answer['ready'] = True"
+            return f"```repl chunk\n{code if not tries else done}\n```"
+        return "leaf"
+
+    root = scripted("```repl chunk\ngot = rlm_query_batched(['a', 'b'], ['x', 'y'])\n```\n" + COMPOSE)
+    out, s = await run(scene, root, sub, max_calls=5)
+    leaves = [r for r in s.server.seen if r.prompt.startswith("leaf")]
+    assert (len(leaves), out["usage"]["calls"]) == (3, 5)
+    assert out["stop_reason"] == "max_calls"
+
+
+async def test_max_turns_ends_with_what_the_root_has_drafted(scene: Any) -> None:
+    root = scripted(*["```repl probe\nanswer['content'] = 'a draft'\nprint('more')\n```"] * 5)
+    out, s = await run(scene, root, max_turns=3)
+    assert (out["answer"], out["stop_reason"], out["usage"]["turns"]) == ("a draft", "max_turns", 3)
+    assert "This is your last turn" in s.root_prompts()[2] and "last turn" not in s.root_prompts()[1]
+
+
+async def test_without_a_draft_the_last_output_is_the_best_answer_there_is(scene: Any) -> None:
+    root = scripted(*["```repl probe\nprint('seven blue items')\n```"] * 5)
+    out, _ = await run(scene, root, max_turns=2)
+    assert (out["answer"], out["stop_reason"]) == ("seven blue items", "max_turns")
+
+
+async def test_replies_without_a_cell_end_the_run_after_max_errors(scene: Any) -> None:
+    out, s = await run(scene, scripted("I think.", "I think more.", "It is seven."), max_errors=3)
+    assert (out["answer"], out["stop_reason"], out["usage"]["turns"]) == ("It is seven.", "errors", 3)
+    assert "No cell was found in your reply" in s.root_prompts()[1]
+
+
+async def test_a_wave_never_holds_more_than_max_breadth(scene: Any) -> None:
+    root = scripted("```repl chunk\ngot = llm_query_batched([f'p{i}' for i in range(40)])\n```\n" + COMPOSE)
+    out, s = await run(scene, root, lambda r: Answer("ok", latency=0.05), max_breadth=8)
+    assert out["answer"] == str(["ok"] * 40)
+    assert s.server.peak <= 8
+
+
+async def test_no_more_than_max_concurrency_model_calls_are_in_flight_in_the_whole_tree(scene: Any) -> None:
+    def sub(request: Request) -> Answer:
+        if len(request.messages) > 1:
+            return Answer(
+                "```repl chunk\nanswer['content'] = llm_query_batched(['leaf'] * 10)\nanswer['ready'] = True\n```",
+                latency=0.02,
+            )
+        return Answer("leaf", latency=0.02)
+
+    root = scripted("```repl chunk\ngot = rlm_query_batched(['a'] * 4, list('wxyz'))\n```\n" + COMPOSE)
+    s = scene(root, sub)
+    await s.rlm(limits=Limits(max_concurrency=3)).ainvoke({"question": "q", "context": TEXT})
+    assert s.server.peak <= 3
+    s.rlm(limits=Limits(max_concurrency=3)).invoke({"question": "q2", "context": TEXT})
+    assert s.server.peak <= 3
+
+
+async def test_depth_0_makes_no_calls_and_tells_the_root_so(scene: Any) -> None:
+    root = scripted(
+        "```repl chunk\ngot = llm_query('p')\n```", "```repl compose\nanswer['content'] = '0'; answer['ready'] = True\n```"
+    )
+    out, s = await run(scene, root, max_depth=0)
+    assert (out["answer"], s.server.asked("sub")) == ("0", 0)
+    assert "No model can be called in this run" in s.root_prompts()[0]
+    assert "max_depth is 0" in s.root_prompts()[1]
+
+
+async def test_three_levels_use_the_sub_model_of_their_depth(scene: Any) -> None:
+    from conftest import chat
+    from model_server import ModelServer, by_model
+
+    from rlm_graph import create_rlm
+
+    def deep(code: str) -> Any:
+        return lambda request: f"```repl chunk\n{code}\nanswer['ready'] = True\n```"
+
+    models = by_model(
+        {
+            "root": deep("answer['content'] = rlm_query('go', context='one')"),
+            "first": deep("answer['content'] = rlm_query('go', context='two')"),
+            "second": deep("answer['content'] = llm_query('leaf')"),
+            "third": lambda request: "from the third",
+        }
+    )
+    with ModelServer(models, models=("root", "first", "second", "third")) as server:
+        subs = [chat(server, name) for name in ("first", "second", "third")]
+        rlm = create_rlm(chat(server, "root"), subs, limits=Limits(max_depth=3), direct_below=0)
+        out = await rlm.ainvoke({"question": "q", "context": TEXT})
+    assert out["answer"] == "from the third"
+    assert set(out["usage"]["by_model"]) == {"root", "first", "second", "third"}
+
+
+async def test_a_parents_step_limit_ends_the_run_in_good_order(scene: Any) -> None:
+    root = scripted(*["```repl probe\nanswer['content'] = 'so far'\n```"] * 30)
+    out = await scene(root).rlm().ainvoke({"question": "q", "context": TEXT}, {"recursion_limit": 12})
+    assert (out["answer"], out["stop_reason"]) == ("so far", "max_steps")
+
+
+async def test_a_small_context_is_answered_directly(scene: Any) -> None:
+    s = scene(scripted("It is small."))
+    out = await s.rlm(direct_below=16_000).ainvoke({"question": "How is it?", "context": TEXT})
+    assert (out["answer"], out["stop_reason"], out["usage"]["turns"]) == ("It is small.", "direct", 1)
+    assert TEXT.strip() in s.root_prompts()[0]
+
+
+@pytest.mark.parametrize("bad", [{"max_calls": -1}, {"max_breadth": 0}, {"max_turns": 0}, {"max_depth": -1}])
+def test_a_limit_that_makes_no_sense_is_an_error_that_names_it(bad: dict[str, int]) -> None:
+    [(name, value)] = bad.items()
+    with pytest.raises(ValueError, match=rf"Limits\({name}={value}\): it must be at least"):
+        Limits(**bad)

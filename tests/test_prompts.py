@@ -1,0 +1,98 @@
+"""Every word that the root is told: bounded, append-only, and shown in review when it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlm_graph import Limits, prompts
+from rlm_graph.dialect import cells_of
+from rlm_graph.state import Cell, Turn
+from rlm_graph.tokens import estimate
+
+SNAPSHOT = Path(__file__).parent / "snapshots" / "root.txt"
+SYSTEM = prompts.system_for(Limits(), 0, None)
+
+
+def cell(index: int, turn: int, **more: Any) -> Cell:
+    base: Cell = {
+        "index": index,
+        "turn": turn,
+        "phase": "probe",
+        "code": "print(1)",
+        "stdout": "1\n",
+        "error": None,
+        "context": 0,
+        "question": 0,
+        "asked": 0,
+        "failed": 0,
+        "refused": 0,
+        "calls": None,
+        "report": {},
+        "lost": False,
+    }
+    return {**base, **more}  # type: ignore[typeddict-item]
+
+
+def note(turns_left: int) -> str:
+    return prompts.left_note("", turns_left=turns_left, calls_left=900, exhausted=False)
+
+
+TURNS: list[Turn] = [{"note": note(30), "reply": "```repl probe\nprint(1)\n```"}, {"note": note(29), "reply": "second"}]
+JOURNAL = [
+    cell(0, 0),
+    cell(1, 0, phase="filter", stdout="", report={"candidates": {"items": 3, "chars": 1_200, "share": 0.0123}}),
+    cell(
+        2,
+        0,
+        phase="chunk",
+        asked=40,
+        failed=2,
+        report={"chunks": {"items": 40, "chars": 9_000, "tokens": [10, 200, 950], "over": 1}},
+        error="Traceback (most recent call last):\n  cell 2, line 1\nKeyError: 'x'",
+    ),
+]
+
+
+def root_text() -> str:
+    messages = prompts.root_messages(SYSTEM, "How many?", "a str of 9 characters.", TURNS, JOURNAL, note(28))
+    return "\n\n".join(f"=== {m.type} ===\n{m.text}" for m in messages) + "\n"
+
+
+def test_the_system_prompt_stays_below_1500_tokens() -> None:
+    assert estimate(len(SYSTEM)) < 1_500
+    assert estimate(len(prompts.system_for(Limits(max_depth=0), 0, None))) < 1_500
+
+
+def test_what_the_root_reads_is_as_in_the_snapshot() -> None:
+    """To accept a change: write `root_text()` to the snapshot, and look at the difference in review."""
+    assert root_text() == SNAPSHOT.read_text()
+
+
+def test_messages_only_ever_grow_at_the_end() -> None:
+    before = prompts.root_messages(SYSTEM, "q", "d", TURNS[:1], JOURNAL, TURNS[1]["note"])
+    after = prompts.root_messages(SYSTEM, "q", "d", TURNS, [*JOURNAL, cell(3, 1)], note(28))
+    assert [m.text for m in after[: len(before)]] == [m.text for m in before]
+
+
+def test_the_examples_in_the_system_prompt_are_cells_that_the_dialect_takes() -> None:
+    example = SYSTEM.split("# Example")[1]
+    parsed = cells_of(example, "probe")
+    assert [c["phase"] for c in parsed.cells] == ["filter", "chunk", "compose"]
+    assert parsed.problem == ""
+    for queued in parsed.cells:
+        compile(queued["code"], "example", "exec")
+
+
+def test_the_users_own_instructions_come_last() -> None:
+    assert prompts.system_for(Limits(), 0, "Answer in French.").endswith(
+        "# Instructions from the user\nAnswer in French."
+    )
+
+
+def test_the_last_turn_and_a_used_up_budget_are_said() -> None:
+    assert "This is your last turn: deliver now" in prompts.left_note("", turns_left=1, calls_left=5, exhausted=False)
+    assert "No calls are left" in prompts.left_note("", turns_left=5, calls_left=0, exhausted=True)
+    assert prompts.left_note("Careful.", turns_left=2, calls_left=1, exhausted=False) == (
+        "Careful.\nLeft: 2 turns, 1 call."
+    )

@@ -1,0 +1,126 @@
+"""What README.md shows is what the code does: the picture, the examples, the limits."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlm_graph import Limits, create_rlm
+from rlm_graph.cli import DEFAULT_MODEL
+from rlm_graph.graph import Graph
+from rlm_graph.kernel.inside.toolkit import Toolkit
+from rlm_graph.offline import OfflineReader, OfflineRoot
+from rlm_graph.state import PHASES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+NODES = {"load", "plan", "probe", "filter", "chunk", "dispatch", "verify", "compose"}
+
+
+@pytest.fixture
+def rlm() -> Graph:
+    return create_rlm(OfflineRoot(), OfflineReader())
+
+
+def drawing() -> Any:
+    """`graphs/picture.py`, which is no package."""
+    spec = spec_from_file_location("picture", ROOT / "graphs" / "picture.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The rows of a section's tables, by their first cell."""
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+    return {row[0]: row[1:] for row in cells}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def test_the_picture_is_what_the_command_draws() -> None:
+    assert drawing().with_picture(README) == README, "run `make picture`"
+
+
+def test_drawing_needs_each_marker_once() -> None:
+    picture = drawing()
+    for text in ("", picture.BEGIN, picture.END + picture.BEGIN, 2 * (picture.BEGIN + picture.END)):
+        with pytest.raises(ValueError, match="once each"):
+            picture.with_picture(text)
+
+
+def test_the_picture_shows_every_node_and_the_inside_of_sub_call(rlm: Graph) -> None:
+    drawn = set(rlm.get_graph(xray=1).nodes)
+    assert drawn >= NODES | {"sub_call:ask", "sub_call:rlm"}
+    (shown,) = blocks("mermaid")
+    assert all(f"({node.rpartition(':')[2]})" in shown for node in drawn if "__" not in node)
+
+
+def test_x_ray_opens_the_nested_rlm_too(rlm: Graph) -> None:
+    drawn = set(rlm.get_graph(xray=True).nodes)
+    assert drawn >= NODES | {"sub_call:ask"} | {f"sub_call:rlm:{node}" for node in NODES}
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    assert [line.split("#")[0].strip() for line in blocks("sh")[0].splitlines()] == ["make demo", "make test"]
+
+
+@pytest.mark.slow
+def test_the_python_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Models are made by their names here, not asked.
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    script = "\n".join(blocks("python"))
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert "json/decoder.py" in done.stdout
+    assert "answered 3 24" in done.stdout
+
+
+def test_the_first_python_example_is_short() -> None:
+    assert len(blocks("python")[0].splitlines()) <= 10
+
+
+def test_every_limit_is_named_with_its_default() -> None:
+    told = {name.strip("`"): row[0] for name, row in rows(section("Limits")).items()}
+    for limit in fields(Limits):
+        assert float(told[limit.name]) == limit.default, limit.name
+
+
+def test_every_label_is_named() -> None:
+    assert all(f"`` ```repl {phase} ``" in section("What the root writes") for phase in PHASES)
+
+
+def test_every_tool_of_the_kernel_is_named() -> None:
+    tools = [name for name, tool in vars(Toolkit).items() if callable(tool) and not name.startswith("_")]
+    assert tools and all(f"`{name}`" in section("What the root writes") for name in tools)
+
+
+def test_every_node_is_explained() -> None:
+    table = " ".join(rows(section("The graph")))
+    assert all(f"`{node}`" in table for node in NODES | {"sub_call"})
+
+
+def test_the_command_s_options_exist() -> None:
+    command = [sys.executable, "-m", "rlm_graph.cli", "ask", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert all(option in told for option in re.findall(r"--[a-z-]+", section("From the command line")))
+
+
+def test_the_default_model_is_named() -> None:
+    assert f"`{DEFAULT_MODEL}`" in section("From the command line")
