@@ -52,9 +52,7 @@ def main() -> None:
     try:
         app = _app()
     except ModuleNotFoundError as missing:
-        raise SystemExit(
-            f"rlm-graph: the command line needs {missing.name!r}: pip install 'rlm-graph[cli]'"
-        ) from None
+        raise SystemExit(f"rlm-graph: the command line needs {missing.name!r}: pip install 'rlm-graph[cli]'") from None
     app()
 
 
@@ -62,9 +60,7 @@ def _app() -> "typer.Typer":
     import rich  # noqa: F401 - progress needs it later: say now that it is missing
     import typer
 
-    app = typer.Typer(
-        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-    )
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     def show_version(wanted: bool) -> None:
         if wanted:
@@ -102,9 +98,7 @@ def _app() -> "typer.Typer":
             list[str] | None,
             typer.Option(metavar="GLOB", help="Leave these out of a directory; may be repeated."),
         ] = None,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print {answer, stop_reason, usage, note?}.")
-        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print {answer, stop_reason, usage, note?}.")] = False,
     ) -> None:
         """Answers a question over files.
 
@@ -115,9 +109,7 @@ def _app() -> "typer.Typer":
         wrong = _wrong_usage(paths or [], exclude or [], base_url, (model, sub_model))
         if wrong:
             raise typer.BadParameter(wrong)
-        request = Request(
-            question, paths or [], Choice(model, sub_model, base_url), limits, exclude or [], as_json
-        )
+        request = Request(question, paths or [], Choice(model, sub_model, base_url), limits, exclude or [], as_json)
         sys.exit(_guarded(lambda: answer(request)))
 
     return app
@@ -186,6 +178,8 @@ def answer(request: Request) -> int:
         _print(json.dumps(shown | ({"note": note} if note else {}), ensure_ascii=False))
     else:
         _print(out["answer"] or "")
+    for warning in out.get("warnings") or ():
+        _say(f"warning: {warning}")
     _say(_summary(out, note))
     return _EXIT.get(out["stop_reason"], LIMITED)
 

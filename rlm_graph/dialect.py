@@ -53,13 +53,9 @@ def cells_of(reply: str, phase: Phase) -> Parsed:
         if language.lower() not in _LANGUAGES:
             continue
         if code is None:
-            problems.append(
-                _NOT_CLOSED
-            )
+            problems.append(_NOT_CLOSED)
         elif labels and labels[0].lower() not in PHASES:
-            problems.append(
-                _UNKNOWN_LABEL.format(label=labels[0][:40], labels=", ".join(PHASES))
-            )
+            problems.append(_UNKNOWN_LABEL.format(label=labels[0][:40], labels=", ".join(PHASES)))
         elif code.strip():
             phase = _as_phase(labels[0]) if labels else phase
             cells.append({"phase": phase, "code": code})

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from langgraph.graph import END
 from langgraph.types import Send
 
 from rlm_graph.ledger import Limits
-from rlm_graph.state import State, StopReason, SubCall
+from rlm_graph.state import Phase, State, StopReason, SubCall
 
 Next = Literal["plan", "probe", "filter", "chunk", "dispatch", "compose", "__end__"]
 _STEPS_TO_END = 3
@@ -53,13 +52,14 @@ def next_step(limits: Limits) -> Callable[[State], Next]:
 
     def edge(state: State) -> Next:
         if state.get("stop_reason"):
-            return END
+            return "__end__"
         if ending(state, limits):
             return "compose"
         if state.get("running"):
             return "dispatch"
         if queue := state.get("queue"):
-            return queue[0]["phase"]
+            phase: Phase = queue[0]["phase"]
+            return phase
         return "plan"
 
     return edge

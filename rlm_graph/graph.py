@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.stores import BaseStore
+from langgraph.cache.base import BaseCache
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
@@ -37,6 +38,8 @@ def create_rlm(
     limits: Limits | None = None,
     direct_below: int = 16_000,
     checkpointer: Checkpointer = None,
+    cache: BaseCache[Any] | None = None,
+    approve_above: int | None = None,
     content_store: BaseStore[str, bytes] | None = None,
     name: str = "rlm",
 ) -> Graph:
@@ -54,12 +57,16 @@ def create_rlm(
         limits: How much one question may do.
         direct_below: Tokens below which the context goes straight into one prompt of the root; 0: never.
         checkpointer: Where LangGraph keeps the thread.
+        cache: A LangGraph cache in which sub-models' replies are looked up by content (model, settings, prompt), across
+            runs. Equal prompts of one cell still get a sample each. None: nothing is looked up.
+        approve_above: Calls of a question that may be made before a human is asked, and between two such askings: the
+            run is interrupted with what it is about to do. It needs a checkpointer. None: nobody is asked.
         content_store: Where contexts, payloads and replies are kept: any byte store. None: a folder in the
             user's cache. It must be shared where runs move between machines.
         name: The graph's name.
 
     Returns:
-        The compiled graph: `invoke`, `ainvoke`, `stream`, `astream` and `batch` work, and it is a node for a parent graph.
+        The compiled graph, with `invoke`, `ainvoke`, `stream`, `astream` and `batch`, or a node for a parent graph.
 
     Raises:
         ModelError: A model's name is not known, or its package is not installed.
@@ -70,6 +77,8 @@ def create_rlm(
         system_prompt=system_prompt,
         limits=limits,
         direct_below=direct_below,
+        cache=cache,
+        approve_above=approve_above,
         content_store=content_store,
         name=name,
     )
@@ -83,6 +92,8 @@ def build_rlm(
     system_prompt: str | None = None,
     limits: Limits | None = None,
     direct_below: int = 16_000,
+    cache: BaseCache[Any] | None = None,
+    approve_above: int | None = None,
     content_store: BaseStore[str, bytes] | None = None,
     name: str = "rlm",
 ) -> StateGraph[State, None, Input, Output]:
@@ -94,15 +105,20 @@ def build_rlm(
         system_prompt: …
         limits: …
         direct_below: …
+        cache: …
+        approve_above: …
         content_store: …
         name: …
     """
+    limits = limits or Limits()
     settings = Settings(
-        models=models_by_depth(model, sub_model),
-        limits=limits or Limits(),
+        models=models_by_depth(model, sub_model, limits.max_retries),
+        limits=limits,
         system_prompt=system_prompt,
         direct_below=direct_below,
         store=content_store if content_store is not None else default_store(),
+        cache=cache,
+        approve_above=approve_above,
     )
     return _at_depth(settings, 0, name)
 

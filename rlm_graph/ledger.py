@@ -19,10 +19,10 @@ class Limits:
         max_calls: Calls in the whole tree: plain ones and nested RLMs. The root's own turns are not among them.
         max_concurrency: Model calls in flight at once in the whole tree, roots included.
         max_turns: Root turns of each RLM in the tree.
-        max_errors: Turns in a row without a cell, or with one that failed, after which an RLM ends as it is.
+        max_errors: Turns in a row without a cell, or with a failed one, that end an RLM.
         max_retries: How often a call that came back without an answer or an error is asked again.
         cell_seconds: Computing time of one cell in seconds; the clock stops while it waits for answers.
-        cell_output: Characters of a cell's output that the root is shown; head and tail are kept, the middle is counted.
+        cell_output: Characters of a cell's output that the root is shown: head and tail; the middle is counted.
         kernel_memory: Bytes of data that one kernel may hold.
     """
 
@@ -67,6 +67,7 @@ class Ledger:
         self._limits = limits
         self._lock = threading.Lock()
         self._reserved: set[str] = set()
+        self._settled: set[str] = set()
         self._spent: dict[str, Spent] = {}
         self._failed: set[str] = set()
         self._refused: set[str] = set()
@@ -86,6 +87,7 @@ class Ledger:
         """Notes what a reserved call came to."""
         with self._lock:
             self._reserved.add(id)
+            self._settled.add(id)
             if spent is not None:
                 self._spent[id] = spent
             if failed:
@@ -96,6 +98,11 @@ class Ledger:
         with self._lock:
             self._turns.add(id)
             self._spent[id] = spent
+
+    def with_these(self, ids: Iterable[str]) -> int:
+        """How many calls would be reserved with these among them."""
+        with self._lock:
+            return len(self._reserved.union(ids))
 
     def calls_left(self) -> int:
         """Calls that still fit."""
@@ -110,8 +117,7 @@ class Ledger:
     def progress(self) -> dict[str, int]:
         """Calls asked, done and failed so far in the whole tree."""
         with self._lock:
-            done = len([id for id in self._reserved if id in self._spent or id in self._failed])
-            return {"asked": len(self._reserved), "done": done, "failed": len(self._failed)}
+            return {"asked": len(self._reserved), "done": len(self._settled), "failed": len(self._failed)}
 
     def usage(self) -> dict[str, Any]:
         """The tree's totals, `seconds` aside."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
 from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
@@ -60,6 +61,24 @@ def name_of(model: Runnable[Any, Any]) -> str:
     return type(bound).__name__
 
 
+def retrying(model: Runnable[Any, AIMessage], tries: int) -> Runnable[Any, AIMessage]:
+    """A model that asks again after a transient error, with back-off.
+
+    One with a `max_retries` of its own does so by itself (ChatOpenAI does, and honours Retry-After), and is left alone.
+    """
+    if tries == 0 or hasattr(_innermost(model), "max_retries"):
+        return model
+    return model.with_retry(retry_if_exception_type=is_transient, stop_after_attempt=tries + 1)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether asking again may help: a time-out, a lost connection, too many requests, a server's own failure."""
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(status, int) and (status in {408, 429} or status >= 500)
+
+
 def note_of(model: Runnable[Any, Any]) -> str | None:
     """What must be said of every answer of this model's ("no language model"), if anything."""
     note = getattr(_innermost(model), "note", None)
@@ -89,6 +108,13 @@ async def ask(
     return await asyncio.get_running_loop().run_in_executor(
         threads, lambda: context.run(model.invoke, list(messages), config)
     )
+
+
+async def saved_checkpoint(saver: BaseCheckpointSaver[Any], at: RunnableConfig) -> CheckpointTuple | None:
+    """Reads a checkpoint the way this run works: a saver for synchronous runs may not have the other way."""
+    if _synchronous.get():
+        return await asyncio.to_thread(saver.get_tuple, at)
+    return await saver.aget_tuple(at)
 
 
 def in_step(act: Callable[[], Coroutine[Any, Any, T]]) -> T:

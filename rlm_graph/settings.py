@@ -10,6 +10,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
 from langchain_core.stores import BaseStore
+from langgraph.cache.base import BaseCache
 
 from rlm_graph import models
 from rlm_graph.kernel.session import KernelOptions
@@ -28,6 +29,8 @@ class Settings:
         system_prompt: The user's own instructions to the root, beside ours.
         direct_below: Tokens below which the context goes straight into one prompt.
         store: Where contexts, payloads and replies are kept.
+        cache: Where replies are looked up by content, across runs; None: nowhere.
+        approve_above: Calls of a question that may be made before a human is asked, and between two such askings.
     """
 
     models: tuple[Runnable[Any, AIMessage], ...]
@@ -35,6 +38,8 @@ class Settings:
     system_prompt: str | None
     direct_below: int
     store: BaseStore[str, bytes]
+    cache: BaseCache[Any] | None = None
+    approve_above: int | None = None
 
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""
@@ -46,12 +51,20 @@ class Settings:
         return KernelOptions(limits.cell_seconds, limits.cell_output, limits.kernel_memory)
 
 
-def models_by_depth(model: Model, sub_model: Model | Sequence[Model] | None) -> tuple[Runnable[Any, AIMessage], ...]:
-    """The root's model followed by the sub-models; without any, the root's own serves at every depth."""
+def models_by_depth(
+    model: Model, sub_model: Model | Sequence[Model] | None, tries: int
+) -> tuple[Runnable[Any, AIMessage], ...]:
+    """The root's model followed by the sub-models; without any, the root's own serves at every depth.
+
+    Args:
+        model: The root's.
+        sub_model: The others'.
+        tries: How often a transient failure is tried again, where a model does not see to that itself.
+    """
     if sub_model is None:
         below: list[Model] = []
     elif isinstance(sub_model, Sequence) and not isinstance(sub_model, str):
         below = list(sub_model)
     else:
         below = [sub_model]
-    return tuple(models.resolve(m) for m in (model, *below))
+    return tuple(models.retrying(models.resolve(m), tries) for m in (model, *below))

@@ -266,7 +266,7 @@ class NestedInput(TypedDict, total=False):
     """What a `sub_call` gives to the RLM one level deeper: a context by reference, and whose tree it belongs to."""
 
     question: str
-    context: Annotated[Any, Intake]
+    sources: list[Source]
     run: str
     tree: str
 
@@ -278,6 +278,8 @@ class Output(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
     usage: Usage
     stop_reason: StopReason | None
+    warnings: list[str]
+    """What did not go as it should, though the run went on: a kernel that was rebuilt and ran another way."""
 
 
 class State(Input, Output, total=False):

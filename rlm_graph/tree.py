@@ -36,12 +36,16 @@ class Tree:
         limits: The limits of the whole tree.
         store: Where replies, turns and payloads are kept.
         most_at_once: Model calls in flight at once.
+        lasting: Whether it can be resumed: there is a thread.
     """
 
-    def __init__(self, id: str, limits: Limits, store: BaseStore[str, bytes], most_at_once: int) -> None:
+    def __init__(
+        self, id: str, limits: Limits, store: BaseStore[str, bytes], most_at_once: int, *, lasting: bool
+    ) -> None:
         self.id = id
         self.ledger = Ledger(limits)
         self.store = store
+        self.lasting = lasting
         self._most_at_once = most_at_once
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._threads: ThreadPoolExecutor | None = None
@@ -100,6 +104,15 @@ class Tree:
         await self.store.amset([(f"turn/{self.id}/{id}", _dump(entry))])
         self.ledger.turn(id, spent)
 
+    async def approved(self, step: int) -> int:
+        """How many calls a human has let the tree make; `step` before one was asked."""
+        [data] = await self.store.amget([f"approved/{self.id}"])
+        return int(data) if data is not None else step
+
+    async def approve(self, calls: int) -> None:
+        """Notes how many calls the tree may make."""
+        await self.store.amset([(f"approved/{self.id}", str(calls).encode("ascii"))])
+
     async def put(self, value: Any) -> str:
         """Stores JSON-like data under its hash and returns the key."""
         data = _dump(value)
@@ -150,7 +163,7 @@ async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config:
             return tree
     lasting = config.get("configurable", {}).get("thread_id") is not None
     most = min(limits.max_concurrency, config.get("max_concurrency") or limits.max_concurrency)
-    tree = Tree(id, limits, store if lasting else InMemoryByteStore(), most)
+    tree = Tree(id, limits, store if lasting else InMemoryByteStore(), most, lasting=lasting)
     if lasting:
         await tree.rebuild()
     return _keep(tree)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +76,7 @@ def deliver(content: str) -> Script:
 def on_a_terminal(*arguments: object) -> str:
     """What a terminal is sent, by standard output and standard error together."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
-    )
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
     os.close(theirs)
     sent = b""
     # Linux says EIO when the other side has closed.
@@ -269,8 +269,7 @@ def test_a_terminal_sees_phase_calls_and_time(big: Path, serve: Any) -> None:
         "```repl compose\nanswer.update(content=found[0], ready=True)\n```",
     )
     sent = on_a_terminal("ask", "Which word?", big, *with_server(serve(root, latency=0.5)))
-    assert "chunk  40 of 40 calls done" in sent or "chunk  0 of 40 calls done" in sent or " of 40 calls" in sent
-    assert "0:00:0" in sent
+    assert re.search(r"chunk  \d+ of 40 calls done .*0:00:0\d", sent)
 
 
 HOSTILE = "red \x1b[31malert\x1b[0m \x1b]0;title\x07 \x9b2J end\ttab\n"
@@ -424,6 +423,8 @@ def test_without_typer_it_says_what_to_install() -> None:
 
 @pytest.mark.slow
 def test_the_version_is_the_package_s() -> None:
-    from importlib.metadata import version
-
-    assert run("--version").stdout == version("rlm-graph") + "\n"
+    try:
+        installed = version("rlm-graph")
+    except PackageNotFoundError:
+        pytest.skip("rlm-graph is not installed here, so it has no version")
+    assert run("--version").stdout == installed + "\n"

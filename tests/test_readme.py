@@ -118,8 +118,9 @@ def test_every_node_is_explained() -> None:
 
 def test_the_command_s_options_exist() -> None:
     command = [sys.executable, "-m", "rlm_graph.cli", "ask", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert all(option in told for option in re.findall(r"--[a-z-]+", section("From the command line")))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert all(option in done.stdout for option in re.findall(r"--[a-z-]+", section("From the command line")))
 
 
 def test_the_default_model_is_named() -> None:

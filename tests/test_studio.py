@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from rlm_graph.state import Input, Output
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "langgraph.json"
 TEXT = "The word is kiwi.\n" + "nothing here\n" * 6_000 + "The colour is green.\n"
@@ -117,8 +119,8 @@ def test_the_server_lists_the_graph_with_its_description(server: str) -> None:
 def test_the_server_shows_the_public_input_alone(server: str) -> None:
     (assistant,) = call(f"{server}/assistants/search", {})
     schemas = call(f"{server}/assistants/{assistant['assistant_id']}/schemas")
-    assert set(schemas["input_schema"]["properties"]) == {"question", "messages", "context"}
-    assert set(schemas["output_schema"]["properties"]) == {"answer", "messages", "usage", "stop_reason"}
+    assert set(schemas["input_schema"]["properties"]) == set(Input.__annotations__)
+    assert set(schemas["output_schema"]["properties"]) == set(Output.__annotations__)
 
 
 @pytest.mark.slow

@@ -1,183 +1,63 @@
 """From a journal to a kernel: a live one that has run exactly this journal, else a new one that runs it again.
 
-The journal is the truth and the kernel a cache of it. Kernels are keyed by run id, never by a checkpoint's namespace,
-and each knows the digest of what it has run. While a cell runs the digest is void, and only the same cell may go on.
+The journal is the truth and the kernel a cache of it: any kernel may be ended at any time, and is. Kernels are keyed by
+run id, never by a checkpoint's namespace.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from rlm_graph import context
-from rlm_graph.errors import KernelError
-from rlm_graph.identity import NOTHING, call_id, content_hash, digest, extended
-from rlm_graph.kernel.session import KernelOptions, Session, start_session
-from rlm_graph.state import Call, Cell, Done, Phase, Reply, Source, Waiting
+from langgraph.errors import GraphBubbleUp
 
-Replies = Callable[[Sequence[str]], Awaitable[dict[str, Reply]]]
-"""Looks up the replies on record of some call ids."""
+from rlm_graph.kernel.background import background
+from rlm_graph.kernel.kernel import Kernel, Replies, Work
+from rlm_graph.kernel.session import KernelOptions, start_session
 
+MOST = 32
+"""Kernels that live at once in this process, before the one that was idle longest makes room."""
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a kernel is needed for: a run, its journal, and the cell that is to run next.
+IDLE_SECONDS = 600.0
+"""How long the kernel of an interrupted run is kept."""
 
-    Attributes:
-        run: Run id.
-        journal: The cells that have ended.
-        sources: The contexts of the thread, by the cells' `context`; the last is the present one.
-        cell: Code of the cell that is running or next; None when none is.
-        phase: Its phase.
-        question: Which of the thread's questions it works for.
-        model: Hash of the model that answers its calls, and its window in tokens where known.
-        window: Tokens that model can be given.
-    """
-
-    run: str
-    journal: Sequence[Cell]
-    sources: Sequence[Source]
-    cell: str | None
-    phase: Phase
-    question: int
-    model: str
-    window: int | None
-
-    @property
-    def index(self) -> int:
-        return len(self.journal)
-
-    @property
-    def digest(self) -> str:
-        return digest(self.journal, self.sources)
-
-
-class Kernel:
-    """A live session and what it has run."""
-
-    def __init__(self, run: str, session: Session) -> None:
-        self.run = run
-        self.session = session
-        self.waiting: dict[str, Call] = {}
-        """Calls of the running cell that have no reply yet, by call id."""
-        self.asked: list[str] = []
-        """Call ids of the running cell, in the order in which they came."""
-        self.failed: set[str] = set()
-        self.refused: set[str] = set()
-        self.deferred: set[str] = set()
-        """Those of them that only another `dispatch` can let go."""
-        self.outcome: Done | None = None
-        self.work: Work | None = None
-        """What the running cell was begun for."""
-        self._digest = NOTHING
-        self._running: str | None = None
-        """Code of the cell that has begun and whose outcome has not been taken."""
-        self._payloads: Counter[str] = Counter()
-        self._bound: dict[str, str] = {}
-        self._question = -1
-
-    def serves(self, work: Work) -> bool:
-        """Whether this kernel has run exactly this journal, and may run or go on with the cell."""
-        fits = self._digest == work.digest and self._running in (None, work.cell)
-        return fits and self.session.alive
-
-    @property
-    def busy(self) -> bool:
-        """Whether a cell has begun and its outcome has not been taken."""
-        return self._running is not None
-
-    async def begin(self, work: Work, store: Any) -> None:
-        """Starts the cell; from here on only the same cell may go on."""
-        assert work.cell is not None
-        await self._bind(work.sources, store)
-        fresh = work.question != self._question
-        self.work, self._running, self._question = work, work.cell, work.question
-        self.waiting, self.asked, self.outcome = {}, [], None
-        self.failed, self.refused, self.deferred = set(), set(), set()
-        self._payloads.clear()
-        facts = {"phase": work.phase, "window": work.window, "reset_answer": fresh}
-        self._take(await self.session.run(work.index, work.cell, facts=facts), work)
-
-    async def advance(self, work: Work, *, gather: bool = True) -> list[str]:
-        """Waits for what is new: returns the ids of calls not seen before, or sets `outcome`."""
-        if self.outcome is not None:
-            return []
-        return self._take(await self.session.wait(gather=gather), work)
-
-    def deliver(self, replies: Mapping[str, Reply]) -> None:
-        """Gives replies to the cell, each to its own call."""
-        numbered: dict[int, Reply] = {}
-        for id, reply in replies.items():
-            call = self.waiting.pop(id, None)
-            if call is None:
-                continue
-            numbered[call.number] = reply
-            self.deferred.discard(id)
-            if reply.error == "BudgetExceeded":
-                self.refused.add(id)
-            elif reply.error is not None:
-                self.failed.add(id)
-        if numbered:
-            self.session.give(numbered)
-
-    def take_outcome(self, work: Work) -> Done:
-        """The ended cell's outcome; the kernel has now run the journal with this cell added."""
-        assert self.outcome is not None and work.cell is not None
-        outcome, self.outcome, self._running = self.outcome, None, None
-        self._digest = extended(self._digest, work.cell, work.sources[-1]["id"])
-        return outcome
-
-    def _take(self, event: Waiting | Done, work: Work) -> list[str]:
-        if isinstance(event, Done):
-            self.outcome = event
-            self.waiting.clear()
-            return []
-        return [self._identify(call, work) for call in event.calls]
-
-    def _identify(self, call: Call, work: Work) -> str:
-        payload = content_hash([call.kind, call.prompt, call.context, call.model, work.model])
-        id = call_id(self.run, work.index, payload, self._payloads[payload])
-        self._payloads[payload] += 1
-        self.waiting[id] = call
-        self.asked.append(id)
-        return id
-
-    async def _bind(self, sources: Sequence[Source], store: Any) -> None:
-        for number, source in enumerate(sources, start=1 - len(sources)):
-            name = f"context_{number + len(sources) - 1}" if number else "context"
-            if self._bound.get(name) != source["id"]:
-                binding = await asyncio.to_thread(context.binding, source, store)
-                await self.session.bind(name, binding)
-                self._bound[name] = source["id"]
-
-    async def replay(self, work: Work, store: Any, replies: Replies) -> None:
-        """Runs the journal again, its calls answered from the record.
-
-        Raises:
-            KernelError: With cause `diverged`, where a cell asks for what is not on record.
-        """
-        for position, cell in enumerate(work.journal):
-            if cell["lost"]:
-                continue
-            past = _as_it_was(work, position)
-            await self.begin(past, store)
-            while self.outcome is None:
-                new = list(self.waiting) or await self.advance(past)
-                found = await replies(new)
-                if len(found) < len(new):
-                    raise KernelError(
-                        f"cell {cell['index']} asked for {len(new) - len(found)} calls that are not on record when it "
-                        "was run again",
-                        cause="diverged",
-                    )
-                self.deliver(found)
-            self.take_outcome(past)
-
+ORPHAN_SECONDS = 15.0
+"""How long a kernel is kept that no node holds, of a run that has no thread and so cannot be resumed."""
 
 _kernels: dict[str, Kernel] = {}
+_held: Counter[str] = Counter()
+_deaths: Counter[tuple[str, int]] = Counter()
+_lock = threading.Lock()
+_sweeping: asyncio.TimerHandle | None = None
+
+
+@asynccontextmanager
+async def holding(run: str) -> AsyncIterator[None]:
+    """Keeps the run's kernel from being taken for idle; ends it when what is inside fails or is cancelled.
+
+    An interrupt is no failure: it leaves the kernel for the resume.
+    """
+    with _lock:
+        _held[run] += 1
+    try:
+        yield
+    except GraphBubbleUp:
+        raise
+    except BaseException:
+        drop_kernel(run)
+        raise
+    finally:
+        with _lock:
+            _held[run] -= 1
+            if not _held[run]:
+                del _held[run]
+            if kernel := _kernels.get(run):
+                kernel.touched = time.monotonic()
 
 
 def live_kernel(run: str) -> Kernel | None:
@@ -186,19 +66,22 @@ def live_kernel(run: str) -> Kernel | None:
     return kernel if kernel is not None and kernel.session.alive else None
 
 
-async def kernel_for(work: Work, options: KernelOptions, store: Any, replies: Replies) -> Kernel:
+async def kernel_for(work: Work, options: KernelOptions, store: Any, replies: Replies, *, lasting: bool) -> Kernel:
     """The kernel for this work: the live one where it serves, else a new one with the journal replayed.
 
     Raises:
-        KernelError: It did not start, died, or the replay asked for what is not on record.
+        KernelError: It did not start, or died.
         ContextError: The context has changed since it was taken in.
     """
     kernel = _kernels.get(work.run)
     if kernel is not None and kernel.serves(work):
         return kernel
     await close_kernel(work.run)
-    kernel = Kernel(work.run, await start_session(options, name=work.run[:12]))
-    _kernels[work.run] = kernel
+    _make_room()
+    kernel = Kernel(work.run, await start_session(options, name=work.run[:12]), lasting=lasting)
+    with _lock:
+        _kernels[work.run] = kernel
+    background().loop.call_soon_threadsafe(_sweep_later)
     try:
         await kernel.replay(work, store, replies)
     except BaseException:
@@ -209,25 +92,65 @@ async def kernel_for(work: Work, options: KernelOptions, store: Any, replies: Re
 
 async def close_kernel(run: str) -> None:
     """Ends the run's kernel, if it has one, and waits until it is gone."""
-    if kernel := _kernels.pop(run, None):
+    with _lock:
+        kernel = _kernels.pop(run, None)
+    if kernel is not None:
         await kernel.session.close()
 
 
 def drop_kernel(run: str) -> None:
-    """Ends the run's kernel without waiting: for a run that was cancelled or failed."""
-    if kernel := _kernels.pop(run, None):
+    """Ends the run's kernel without waiting: for a run that was cancelled or failed, or a kernel that makes room."""
+    with _lock:
+        kernel = _kernels.pop(run, None)
+    if kernel is not None:
         kernel.session.close_soon()
 
 
-def _as_it_was(work: Work, position: int) -> Work:
-    cell = work.journal[position]
-    return Work(
-        run=work.run,
-        journal=work.journal[:position],
-        sources=work.sources[: cell["context"] + 1],
-        cell=cell["code"],
-        phase=cell["phase"],
-        question=cell["question"],
-        model=work.model,
-        window=work.window,
-    )
+def died(run: str, cell: int) -> int:
+    """Notes that a kernel died under a cell, and says how often now."""
+    with _lock:
+        _deaths[run, cell] += 1
+        return _deaths[run, cell]
+
+
+def forget_deaths(run: str) -> None:
+    """Forgets what was noted of an ended run."""
+    with _lock:
+        for key in [k for k in _deaths if k[0] == run]:
+            del _deaths[key]
+
+
+def _make_room() -> None:
+    """Ends the kernel that was idle longest where too many live; one that only waits for answers may go as well."""
+    with _lock:
+        if len(_kernels) < MOST:
+            return
+        idle = [k for k in _kernels.values() if not _held[k.run]] or [k for k in _kernels.values() if k.waiting]
+        oldest = min(idle, key=lambda k: k.touched, default=None)
+    if oldest is not None:
+        oldest.made_room = True
+        drop_kernel(oldest.run)
+
+
+def _sweep_later() -> None:
+    global _sweeping
+    if _sweeping is None:
+        _sweeping = background().loop.call_later(ORPHAN_SECONDS / 3, _sweep)
+
+
+def _sweep() -> None:
+    """Ends kernels that nobody has held for too long. Runs on the kernels' own loop while there are any."""
+    global _sweeping
+    _sweeping = None
+    now = time.monotonic()
+    with _lock:
+        idle = [
+            kernel
+            for run, kernel in _kernels.items()
+            if not _held[run] and now - kernel.touched > (IDLE_SECONDS if kernel.lasting else ORPHAN_SECONDS)
+        ]
+    for kernel in idle:
+        kernel.made_room = True
+        drop_kernel(kernel.run)
+    if _kernels:
+        _sweep_later()

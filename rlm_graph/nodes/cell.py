@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.errors import GraphBubbleUp
 
 from rlm_graph import models
 from rlm_graph.errors import KernelError
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.kernel import Kernel, Work
 from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State
 from rlm_graph.tree import INLINE, Tree, tree_of
@@ -33,23 +32,11 @@ class Node(Runnable[Any, dict[str, Any]]):
         return await self.act(input, config or {})
 
 
-@asynccontextmanager
-async def held(run: str) -> AsyncIterator[None]:
-    """Ends the run's kernel when the node inside fails or is cancelled; an interrupt leaves it for the resume."""
-    try:
-        yield
-    except GraphBubbleUp:
-        raise
-    except BaseException:
-        pool.drop_kernel(run)
-        raise
-
-
-def work_of(state: State, settings: Settings, depth: int) -> pool.Work:
+def work_of(state: State, settings: Settings, depth: int) -> Work:
     """What the state needs a kernel for."""
     running = state.get("running") or next(iter(state.get("queue") or ()), None)
     below = settings.model(depth + 1)
-    return pool.Work(
+    return Work(
         run=state["run"],
         journal=state.get("journal") or [],
         sources=state["sources"],
@@ -83,22 +70,46 @@ async def run_cell(
     """Runs the next queued cell, or goes on with the one that waited, until it ends or waits for answers."""
     tree = await tree_of(state["tree"], settings.limits, settings.store, config)
     work = work_of(state, settings, depth)
-    async with held(work.run):
+    async with pool.holding(work.run):
         try:
-            kernel = await pool.kernel_for(work, settings.kernel_options(), settings.store, tree.replies)
-            await until_it_waits(kernel, work, tree, settings)
+            kernel = await kernel_at_rest(work, tree, settings)
+        except KernelError as error:
+            if error.cause == "start":
+                raise
+            return {**_ended(state, work, _lost_cell(state, work, error), None), **_limit(tree)}
+        told = _told(state, kernel)
+        if kernel.outcome is None:
+            return {"running": {"phase": work.phase, "code": work.cell}, "queue": _rest(state), **told}
+        cell, draft = await _recorded(state, work, kernel, tree, reported)
+        return {**told, **_ended(state, work, cell, draft), **_limit(tree)}
+
+
+async def kernel_at_rest(work: Work, tree: Tree, settings: Settings) -> Kernel:
+    """The kernel, its cell ended or waiting for calls that are not on record.
+
+    One that was killed from outside, or made room for others, is rebuilt and the cell begun again; a cell under which
+    it is killed a second time is taken for the cause.
+
+    Raises:
+        KernelError: It did not start (cause `start`), or the cell ended it.
+    """
+    while True:
+        kernel = None
+        try:
+            kernel = await pool.kernel_for(
+                work, settings.kernel_options(), settings.store, tree.replies, lasting=tree.lasting
+            )
+            await _until_it_waits(kernel, work, tree, settings)
+            return kernel
         except KernelError as error:
             pool.drop_kernel(work.run)
-            if error.cause not in {"exit", "signal", "memory", "hang"}:
+            made_room = kernel is not None and kernel.made_room
+            from_outside = error.cause in {"signal", "start"} and pool.died(work.run, work.index) < 2
+            if not made_room and not from_outside:
                 raise
-            return _ended(state, work, _lost_cell(state, work, error), None)
-        if kernel.outcome is None:
-            return {"running": {"phase": work.phase, "code": work.cell}, "queue": _rest(state)}
-        cell, draft = await _recorded(state, work, kernel, tree, reported)
-        return {**_ended(state, work, cell, draft), "limit": tree.ledger.limit_reached()}
 
 
-async def until_it_waits(kernel: pool.Kernel, work: pool.Work, tree: Tree, settings: Settings) -> None:
+async def _until_it_waits(kernel: Kernel, work: Work, tree: Tree, settings: Settings) -> None:
     """Lets the cell go on until it has ended, or waits for a call that is not on record."""
     if not kernel.busy:
         await kernel.begin(work, settings.store)
@@ -110,7 +121,7 @@ async def until_it_waits(kernel: pool.Kernel, work: pool.Work, tree: Tree, setti
 
 
 async def _recorded(
-    state: State, work: pool.Work, kernel: pool.Kernel, tree: Tree, reported: tuple[str, ...]
+    state: State, work: Work, kernel: Kernel, tree: Tree, reported: tuple[str, ...]
 ) -> tuple[Cell, Draft | None]:
     asked, failed, refused = list(kernel.asked), len(kernel.failed), len(kernel.refused)
     done = kernel.take_outcome(work)
@@ -137,7 +148,7 @@ def _reported(done: Done, state: State, reported: tuple[str, ...]) -> dict[str, 
     return report
 
 
-def _cell(state: State, work: pool.Work, stdout: str, error: str | None, report: dict[str, Any]) -> Cell:
+def _cell(state: State, work: Work, stdout: str, error: str | None, report: dict[str, Any]) -> Cell:
     return {
         "index": work.index,
         "turn": len(state.get("turns") or []) - 1 - state["start"]["turn"],
@@ -156,7 +167,7 @@ def _cell(state: State, work: pool.Work, stdout: str, error: str | None, report:
     }
 
 
-def _lost_cell(state: State, work: pool.Work, error: KernelError) -> Cell:
+def _lost_cell(state: State, work: Work, error: KernelError) -> Cell:
     told = (
         f"KernelError: {error}. This cell was lost and its kernel with it. The kernel starts anew and the earlier "
         "cells run again there, so their variables are back."
@@ -164,7 +175,21 @@ def _lost_cell(state: State, work: pool.Work, error: KernelError) -> Cell:
     return {**_cell(state, work, "", told, {}), "lost": True}
 
 
-def _ended(state: State, work: pool.Work, cell: Cell, draft: Draft | None) -> dict[str, Any]:
+def _limit(tree: Tree) -> dict[str, Any]:
+    limit = tree.ledger.limit_reached()
+    return {"limit": limit} if limit else {}
+
+
+def _told(state: State, kernel: Kernel) -> dict[str, Any]:
+    """What a rebuilt kernel has to say, for the root's next turn and for the caller."""
+    if not kernel.told:
+        return {}
+    news, kernel.told = [f"The kernel was rebuilt, and {line}." for line in kernel.told], []
+    notice = "\n".join(filter(None, [state["notice"], *news, "Check its variables before you use them."]))
+    return {"notice": notice, "warnings": [*(state.get("warnings") or []), *news]}
+
+
+def _ended(state: State, work: Work, cell: Cell, draft: Draft | None) -> dict[str, Any]:
     """The state after a cell: a failed one drops the cells behind it."""
     rest = _rest(state)
     update: dict[str, Any] = {"journal": [cell], "running": None, "queue": rest, "phase": work.phase, "errors": 0}

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from rlm_graph import flow, models, prompts
 from rlm_graph.context import read_text
 from rlm_graph.kernel import pool
-from rlm_graph.nodes.cell import Node, held, run_cell
+from rlm_graph.nodes.cell import Node, run_cell
 from rlm_graph.nodes.plan import root_reply
 from rlm_graph.settings import Settings
 from rlm_graph.state import State, StopReason
@@ -76,8 +76,8 @@ async def _end(
     state: State, tree: Tree, settings: Settings, depth: int, answer: str, reason: StopReason
 ) -> dict[str, Any]:
     """What the caller gets; the kernel is closed, and the tree let go where this is its top."""
-    async with held(state["run"]):
-        await pool.close_kernel(state["run"])
+    await pool.close_kernel(state["run"])
+    pool.forget_deaths(state["run"])
     usage = {**tree.ledger.usage(), "seconds": round(time.time() - state["started"], 3)}
     ended: dict[str, Any] = {
         "answer": answer,

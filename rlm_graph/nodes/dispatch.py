@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.types import interrupt
 
-from rlm_graph import models
+from rlm_graph import approval, models
 from rlm_graph.context import take_in
-from rlm_graph.errors import ContextError
+from rlm_graph.errors import ContextError, KernelError
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Limits
-from rlm_graph.nodes.cell import Node, held, until_it_waits, work_of
+from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of
 from rlm_graph.settings import Settings
 from rlm_graph.state import Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
@@ -90,22 +92,27 @@ def dispatch(settings: Settings, depth: int) -> Node:
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         work = work_of(state, settings, depth)
-        async with held(work.run):
-            kernel = await pool.kernel_for(work, settings.kernel_options(), settings.store, tree.replies)
-            await until_it_waits(kernel, work, tree, settings)
+        async with pool.holding(work.run):
+            try:
+                kernel = await kernel_at_rest(work, tree, settings)
+            except KernelError as error:
+                if error.cause == "start":
+                    raise
+                return {"wave": _nothing(state)}  # the cell's own node tells the root how its kernel ended
             below = settings.model(depth + 1)
             decided = decide(kernel.waiting, depth, settings.limits, [models.name_of(below)], work.window)
             await refuse(kernel, tree, decided.refused)
             if (state["wave"] or {"tries": 0})["tries"] > settings.limits.max_retries:
                 lost = _error("SubCallError", f"no answer came back in {settings.limits.max_retries + 1} tries")
                 await refuse(kernel, tree, dict.fromkeys(kernel.waiting, lost))
+            limit = await _approved(state, kernel, tree, settings, models.name_of(below), decided.nested)
             wave = await _wave(state, kernel, tree, settings, decided)
-        return {"wave": wave}
+        return {"wave": wave, **limit}
 
     return Node(act, "dispatch")
 
 
-async def refuse(kernel: pool.Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
+async def refuse(kernel: Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
     """Tells the cell, and the record, which of its calls cannot be made."""
     if refused:
         await tree.refuse(refused)
@@ -119,7 +126,27 @@ def over_budget(tree: Tree, asked: int) -> Reply:
     return _error("BudgetExceeded", f"{asked:,} calls asked, {left:,} left (max_calls): {advice}")
 
 
-async def _wave(state: State, kernel: pool.Kernel, tree: Tree, settings: Settings, decided: Decided) -> Wave:
+async def _approved(
+    state: State, kernel: Kernel, tree: Tree, settings: Settings, model: str, nested: Sequence[str]
+) -> dict[str, Any]:
+    """Asks a human where the waiting calls would exceed what was approved; refuses what was not.
+
+    A resumed node runs again from its top: so this comes before anything is reserved, and reserves nothing itself.
+    """
+    step = settings.approve_above
+    ids = list(kernel.waiting)
+    if step is None or tree.ledger.with_these(ids) <= await tree.approved(step):
+        return {}
+    said = interrupt(approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(())))
+    allowed = approval.calls_allowed(said, len(ids))
+    kept_back = ids[allowed:]
+    told = f"a human allowed {allowed:,} of these {len(ids):,} calls"
+    await refuse(kernel, tree, dict.fromkeys(kept_back, _error("BudgetExceeded", told)))
+    await tree.approve(tree.ledger.with_these(ids[:allowed]) + (0 if kept_back else step))
+    return {"limit": "refused"} if kept_back else {}
+
+
+async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, decided: Decided) -> Wave:
     """Reserves what fits, group by group, and stores what the tasks of this wave will ask."""
     breadth = settings.limits.max_breadth
     nests = set(decided.nested)
@@ -132,23 +159,35 @@ async def _wave(state: State, kernel: pool.Kernel, tree: Tree, settings: Setting
     nested = [id for id in going if id in nests][:NESTED_AT_ONCE]
     keys = [await _nest(kernel, id, tree, settings) for id in nested]
     batches = [
-        await tree.put({id: prompt_of(kernel.waiting[id]) for id in plain[at : at + BATCH]})
+        await tree.put({id: [prompt_of(kernel.waiting[id]), kernel.nth[id]] for id in plain[at : at + BATCH]})
         for at in range(0, len(plain), BATCH)
     ]
     sent = [key for key in keys if key]
     kernel.deferred = set(kernel.waiting) - set(plain) - set(nested)
-    last = state["wave"] or {"number": 0, "tries": 0}
     return {
-        "number": last["number"] + 1,
-        "tries": last["tries"],
+        **_nothing(state),
         "batches": batches,
         "nested": sent,
         "calls": len(plain) + len(sent),
-        "allowance": max(0, breadth - len(going)),
+        "allowance": max(0, min(breadth - len(going), await _unasked(tree, settings))),
     }
 
 
-async def _nest(kernel: pool.Kernel, id: str, tree: Tree, settings: Settings) -> str | None:
+async def _unasked(tree: Tree, settings: Settings) -> int:
+    """How many more calls may be made before a human is to be asked."""
+    if settings.approve_above is None:
+        return settings.limits.max_calls
+    return await tree.approved(settings.approve_above) - tree.ledger.with_these(())
+
+
+def _nothing(state: State) -> Wave:
+    """A wave that lets nothing go."""
+    last = state["wave"]
+    number, tries = (last["number"], last["tries"]) if last else (0, 0)
+    return {"number": number + 1, "tries": tries, "batches": [], "nested": [], "calls": 0, "allowance": 0}
+
+
+async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings) -> str | None:
     """Stores what a nested RLM will be asked; a context that cannot be one is told to the cell."""
     question, given = nested_question(kernel.waiting[id])
     try:
@@ -157,10 +196,10 @@ async def _nest(kernel: pool.Kernel, id: str, tree: Tree, settings: Settings) ->
         await tree.record(id, _error("SubCallError", f"rlm_query: {error}"))
         kernel.deliver(await tree.replies([id]))
         return None
-    return await tree.put({"id": id, "question": question, "context": {"type": source["type"], "id": source["id"]}})
+    return await tree.put({"id": id, "question": question, "source": source})
 
 
-def _groups(kernel: pool.Kernel, ids: Iterable[str]) -> list[list[str]]:
+def _groups(kernel: Kernel, ids: Iterable[str]) -> list[list[str]]:
     """Calls of one `*_batched` call stand or fall together; others by themselves."""
     groups: dict[object, list[str]] = {}
     for id in ids:

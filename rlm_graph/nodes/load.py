@@ -9,12 +9,15 @@ from typing import Any
 from langchain_core.messages import HumanMessage, get_buffer_string
 from langchain_core.runnables import RunnableConfig
 
-from rlm_graph import context
+from rlm_graph import context, models
 from rlm_graph.errors import ContextError
 from rlm_graph.identity import new_run
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Opaque, Source, State
+
+_CHECKPOINTER = "__pregel_checkpointer"
+"""Where LangGraph's configuration carries the checkpointer; it has no public name."""
 
 _LONG_MESSAGE = 4_000
 """Characters above which a message that comes without a context is taken to hold it."""
@@ -24,7 +27,7 @@ def load(settings: Settings, depth: int) -> Node:
     """The node `load` of an RLM at `depth`."""
 
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
-        question, given = _asked(state)
+        question, given = _asked(state, await _raw_context(state, config))
         sources = list(state.get("sources") or [])
         if given is not None:
             source = await asyncio.to_thread(context.take_in, given, settings.store)
@@ -56,13 +59,35 @@ def _opened(state: State, sources: list[Source]) -> dict[str, Any]:
         "limit": None,
         "answer": None,
         "stop_reason": None,
+        "warnings": [],
     }
 
 
-def _asked(state: State) -> tuple[str, Any]:
-    """The question, and what it is asked of (None: the context that the thread has already)."""
+async def _raw_context(state: State, config: RunnableConfig) -> Any:
+    """The context as the caller gave it.
+
+    No checkpoint holds the channel it came by. When a run was interrupted, or its process killed, before `load` had
+    ended, it is found where LangGraph keeps the raw input: in the thread's latest input checkpoint.
+    """
     held = state.get("context")
-    given = held.value if isinstance(held, Opaque) else held
+    if held is not None:
+        return held.value if isinstance(held, Opaque) else held
+    configurable = config.get("configurable", {})
+    saver = configurable.get(_CHECKPOINTER)
+    if saver is None:
+        return None
+    graph_ns = configurable.get("checkpoint_ns", "").rpartition("|")[0]
+    at: RunnableConfig | None = {"configurable": {"thread_id": configurable["thread_id"], "checkpoint_ns": graph_ns}}
+    while at is not None and (saved := await models.saved_checkpoint(saver, at)) is not None:
+        if saved.metadata.get("source") == "input":
+            given = saved.checkpoint["channel_values"].get("__start__") or {}
+            return given.get("context") if isinstance(given, dict) else None
+        at = saved.parent_config
+    return None
+
+
+def _asked(state: State, given: Any) -> tuple[str, Any]:
+    """The question, and what it is asked of (None: the context that the thread has already)."""
     messages = list(state.get("messages") or [])
     question = (state.get("question") or "").strip()
     if not question and messages and isinstance(messages[-1], HumanMessage):

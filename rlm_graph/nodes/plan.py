@@ -12,8 +12,9 @@ from rlm_graph.context import describe
 from rlm_graph.dialect import cells_of
 from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
+from rlm_graph.kernel import pool
 from rlm_graph.ledger import Spent
-from rlm_graph.nodes.cell import Node, held
+from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import State, Turn
 from rlm_graph.tokens import count_tokens
@@ -33,7 +34,7 @@ def plan(settings: Settings, depth: int) -> Node:
             exhausted=tree.ledger.limit_reached() is not None,
         )
         messages = turn_messages(state, settings, depth, turns, note)
-        async with held(state["run"]):
+        async with pool.holding(state["run"]):
             reply = await root_reply(tree, settings, depth, state["run"], messages, config)
         parsed = cells_of(reply.text, state["phase"])
         turn: Turn = {"note": note, "reply": reply.text}

@@ -20,10 +20,12 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from rlm_graph import models
-from rlm_graph.errors import RLMError
+from rlm_graph.errors import KernelError, RLMError
+from rlm_graph.identity import content_hash
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Spent
-from rlm_graph.nodes.cell import Node, held
+from rlm_graph.nodes.cell import Node
 from rlm_graph.nodes.dispatch import decide, over_budget, prompt_of, refuse
 from rlm_graph.nodes.plan import spent_on
 from rlm_graph.settings import Settings
@@ -65,7 +67,7 @@ def ask(settings: Settings, depth: int) -> Node:
     async def act(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         asking = _Asking(state, settings, depth, tree, config)
-        async with held(state["run"]):
+        async with pool.holding(state["run"]):
             if batch := state.get("batch"):
                 asking.start(await asking.not_on_record(await tree.get(batch)))
             try:
@@ -78,6 +80,10 @@ def ask(settings: Settings, depth: int) -> Node:
     return Node(act, "ask")
 
 
+Batch = dict[str, tuple[str, int]]
+"""Plain calls by call id: the prompt, and how many equal ones came before it in its cell."""
+
+
 class _Asking:
     """The calls that one `ask` task has in flight."""
 
@@ -85,22 +91,24 @@ class _Asking:
         self.run, self.settings, self.depth = state["run"], settings, depth
         self.tree, self.config = tree, config
         self.model = settings.model(depth + 1)
+        self.settings_hash = models.settings_hash(self.model)
+        self.cache = settings.cache
         self.own = self.taken_up = 0
         self.in_flight: set[asyncio.Task[None]] = set()
         self._write = get_stream_writer()
         self._told = 0.0
 
-    async def not_on_record(self, prompts: dict[str, str]) -> dict[str, str]:
+    async def not_on_record(self, batch: Batch) -> Batch:
         """What is still to be asked; the rest is delivered from the record."""
-        known = await self.tree.replies(list(prompts))
-        self.own = len(prompts)
+        known = await self.tree.replies(list(batch))
+        self.own = len(batch)
         for id, reply in known.items():
             self._deliver(id, reply)
-        return {id: prompt for id, prompt in prompts.items() if id not in known}
+        return {id: asked for id, asked in batch.items() if id not in known}
 
-    def start(self, prompts: dict[str, str]) -> None:
-        for id, prompt in prompts.items():
-            task = asyncio.create_task(self._one(id, prompt))
+    def start(self, batch: Batch) -> None:
+        for id, (prompt, nth) in batch.items():
+            task = asyncio.create_task(self._one(id, prompt, nth))
             self.in_flight.add(task)
             task.add_done_callback(self.in_flight.discard)
 
@@ -123,18 +131,20 @@ class _Asking:
                 for task in done - {news}:
                     task.result()
                 if news in done:
-                    new = news.result()
-                    if kernel.outcome is not None:
-                        break
+                    try:
+                        new = news.result()
+                    except KernelError:
+                        break  # the cell's own node will see to it; what is in flight is paid for, and kept
                     allowance -= await self._take_up(kernel, new, allowance)
                     news = asyncio.ensure_future(kernel.advance(kernel.work, gather=False))
                 if not self.in_flight and kernel.deferred:
                     break
         finally:
             news.cancel()
+            await asyncio.gather(news, return_exceptions=True)
         await self.finish()
 
-    async def _take_up(self, kernel: pool.Kernel, ids: list[str], allowance: int) -> int:
+    async def _take_up(self, kernel: Kernel, ids: list[str], allowance: int) -> int:
         """Starts those new calls that are plain and fit; the others wait for the next `dispatch`."""
         calls = {id: kernel.waiting[id] for id in ids if id in kernel.waiting}
         known = await self.tree.replies(list(calls))
@@ -149,12 +159,19 @@ class _Asking:
         if fits and not self.tree.ledger.reserve(fits):
             await refuse(kernel, self.tree, dict.fromkeys(fits, over_budget(self.tree, len(fits))))
             return 0
-        self.start({id: prompt_of(calls[id]) for id in fits})
+        self.start({id: (prompt_of(calls[id]), kernel.nth[id]) for id in fits})
         self.taken_up += len(fits)
         return len(fits)
 
-    async def _one(self, id: str, prompt: str) -> None:
-        reply, spent = await self._reply(prompt)
+    async def _one(self, id: str, prompt: str, nth: int) -> None:
+        key = (("rlm_graph",), content_hash([self.settings_hash, prompt, nth]))
+        known = await self.cache.aget([key]) if self.cache is not None else {}
+        if key in known:
+            reply, spent = Reply(text=known[key]), None
+        else:
+            reply, spent = await self._reply(prompt)
+            if self.cache is not None and reply.text is not None:
+                await self.cache.aset({key: (reply.text, None)})
         await self.tree.record(id, reply, spent)
         self._deliver(id, reply)
         self.tell()
@@ -211,8 +228,8 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
         id = task["id"]
         known = await tree.replies([id])
         if id not in known:
-            given: NestedInput = {"question": task["question"], "context": task["context"], "run": id, "tree": tree.id}
-            async with held(state["run"]):
+            given: NestedInput = {"question": task["question"], "sources": [task["source"]], "run": id, "tree": tree.id}
+            async with pool.holding(state["run"]):
                 known[id] = await _answered(answer, given)
             await tree.record(id, known[id])
         if kernel := pool.live_kernel(state["run"]):

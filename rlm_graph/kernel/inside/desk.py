@@ -20,6 +20,10 @@ from .values import lenient, summary, variables
 from .wire import Wire
 
 
+_NEEDED = ("print", "len")
+"""Builtins that hardly a cell does without, and that nobody means to keep a variable by: shadows of them are lifted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Env:
     """What the toolkit may build upon: `names` are the dialect's functions and errors, by name."""
@@ -105,6 +109,8 @@ class Desk:
             self._answer = Answer()
         self._answer.touched = False
         self._before = self._answer_value()
+        for name in _NEEDED:
+            self._namespace.pop(name, None)
         self._namespace.update(self._names)
         self._namespace.update(self._bound)
         self._namespace["answer"] = self._answer

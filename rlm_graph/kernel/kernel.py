@@ -1,0 +1,197 @@
+"""A live session, what it has run, and the calls that its running cell waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlm_graph import context
+from rlm_graph.identity import NOTHING, call_id, content_hash, digest, extended
+from rlm_graph.kernel.session import Session
+from rlm_graph.state import Call, Cell, Done, Phase, Reply, Source, Waiting
+
+Replies = Callable[[Sequence[str]], Awaitable[dict[str, Reply]]]
+"""Looks up the replies on record of some call ids."""
+
+_NOT_ON_RECORD = Reply(error="SubCallError", message="this call is not on record, and a replay asks nothing anew")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a kernel is needed for: a run, its journal, and the cell that is to run next.
+
+    Attributes:
+        run: Run id.
+        journal: The cells that have ended.
+        sources: The contexts of the thread, by the cells' `context`; the last is the present one.
+        cell: Code of the cell that is running or next; None when none is.
+        phase: Its phase.
+        question: Which of the thread's questions it works for.
+        model: Hash of the model that answers its calls, and its window in tokens where known.
+        window: Tokens that model can be given.
+    """
+
+    run: str
+    journal: Sequence[Cell]
+    sources: Sequence[Source]
+    cell: str | None
+    phase: Phase
+    question: int
+    model: str
+    window: int | None
+
+    @property
+    def index(self) -> int:
+        return len(self.journal)
+
+    @property
+    def digest(self) -> str:
+        return digest(self.journal, self.sources)
+
+
+class Kernel:
+    """A live session and what it has run."""
+
+    def __init__(self, run: str, session: Session, *, lasting: bool) -> None:
+        self.run = run
+        self.session = session
+        self.lasting = lasting
+        """Whether the run may go on after an interrupt or in another process: it has a thread."""
+        self.made_room = False
+        """Whether it was ended for another kernel's sake, or for idleness: no fault of its cell."""
+        self.touched = time.monotonic()
+        self.told: list[str] = []
+        """Where a replay did not go as the journal says; taken by the node that tells the root."""
+        self.waiting: dict[str, Call] = {}
+        """Calls of the running cell that have no reply yet, by call id."""
+        self.nth: dict[str, int] = {}
+        """How many equal calls came before a waiting one in its cell."""
+        self.asked: list[str] = []
+        """Call ids of the running cell, in the order in which they came."""
+        self.failed: set[str] = set()
+        self.refused: set[str] = set()
+        self.deferred: set[str] = set()
+        """Those of them that only another `dispatch` can let go."""
+        self.outcome: Done | None = None
+        self.work: Work | None = None
+        """What the running cell was begun for."""
+        self._digest = NOTHING
+        self._running: str | None = None
+        """Code of the cell that has begun and whose outcome has not been taken."""
+        self._payloads: Counter[str] = Counter()
+        self._bound: dict[str, str] = {}
+        self._question = -1
+
+    def serves(self, work: Work) -> bool:
+        """Whether this kernel has run exactly this journal, and may run or go on with the cell."""
+        fits = self._digest == work.digest and self._running in (None, work.cell)
+        return fits and self.session.alive
+
+    @property
+    def busy(self) -> bool:
+        """Whether a cell has begun and its outcome has not been taken."""
+        return self._running is not None
+
+    async def begin(self, work: Work, store: Any) -> None:
+        """Starts the cell; from here on only the same cell may go on."""
+        assert work.cell is not None
+        await self._bind(work.sources, store)
+        fresh = work.question != self._question
+        self.work, self._running, self._question = work, work.cell, work.question
+        self.waiting, self.nth, self.asked, self.outcome = {}, {}, [], None
+        self.failed, self.refused, self.deferred = set(), set(), set()
+        self._payloads.clear()
+        facts = {"phase": work.phase, "window": work.window, "reset_answer": fresh}
+        self._take(await self.session.run(work.index, work.cell, facts=facts), work)
+
+    async def advance(self, work: Work, *, gather: bool = True) -> list[str]:
+        """Waits for what is new: returns the ids of calls not seen before, or sets `outcome`."""
+        self.touched = time.monotonic()
+        if self.outcome is not None:
+            return []
+        return self._take(await self.session.wait(gather=gather), work)
+
+    def deliver(self, replies: Mapping[str, Reply]) -> None:
+        """Gives replies to the cell, each to its own call."""
+        numbered: dict[int, Reply] = {}
+        for id, reply in replies.items():
+            call = self.waiting.pop(id, None)
+            if call is None:
+                continue
+            numbered[call.number] = reply
+            self.deferred.discard(id)
+            if reply.error == "BudgetExceeded":
+                self.refused.add(id)
+            elif reply.error is not None:
+                self.failed.add(id)
+        if numbered:
+            self.session.give(numbered)
+
+    def take_outcome(self, work: Work) -> Done:
+        """The ended cell's outcome; the kernel has now run the journal with this cell added."""
+        assert self.outcome is not None and work.cell is not None
+        outcome, self.outcome, self._running = self.outcome, None, None
+        self._digest = extended(self._digest, work.cell, work.sources[-1]["id"])
+        return outcome
+
+    def _take(self, event: Waiting | Done, work: Work) -> list[str]:
+        if isinstance(event, Done):
+            self.outcome = event
+            self.waiting.clear()
+            return []
+        return [self._identify(call, work) for call in event.calls]
+
+    def _identify(self, call: Call, work: Work) -> str:
+        payload = content_hash([call.kind, call.prompt, call.context, call.model, work.model])
+        nth = self._payloads[payload]
+        id = call_id(self.run, work.index, payload, nth)
+        self._payloads[payload] += 1
+        self.nth[id] = nth
+        self.waiting[id] = call
+        self.asked.append(id)
+        return id
+
+    async def _bind(self, sources: Sequence[Source], store: Any) -> None:
+        for number, source in enumerate(sources, start=1 - len(sources)):
+            name = f"context_{number + len(sources) - 1}" if number else "context"
+            if self._bound.get(name) != source["id"]:
+                binding = await asyncio.to_thread(context.binding, source, store)
+                await self.session.bind(name, binding)
+                self._bound[name] = source["id"]
+
+    async def replay(self, work: Work, store: Any, replies: Replies) -> None:
+        """Runs the journal again, its calls answered from the record, and notes in `told` where it went another way."""
+        for position, cell in enumerate(work.journal):
+            if not cell["lost"]:
+                await self._again(_as_it_was(work, position), cell, store, replies)
+
+    async def _again(self, past: Work, cell: Cell, store: Any, replies: Replies) -> None:
+        await self.begin(past, store)
+        unknown = 0
+        while self.outcome is None:
+            asked = list(self.waiting) or await self.advance(past)
+            found = await replies(asked)
+            unknown += len(asked) - len(found)
+            self.deliver({id: found.get(id, _NOT_ON_RECORD) for id in asked})
+        done = self.take_outcome(past)
+        if unknown:
+            self.told.append(f"cell {cell['index']} made {unknown} calls that it had not made before; they failed")
+        elif (done.stdout, done.error) != (cell["stdout"], cell["error"]):
+            self.told.append(f"cell {cell['index']} printed something else than before")
+
+
+def _as_it_was(work: Work, position: int) -> Work:
+    """The work that the kernel was needed for when this cell of the journal ran."""
+    cell = work.journal[position]
+    return replace(
+        work,
+        journal=work.journal[:position],
+        sources=work.sources[: cell["context"] + 1],
+        cell=cell["code"],
+        phase=cell["phase"],
+        question=cell["question"],
+    )
