@@ -29,7 +29,7 @@ def ending(state: State, limits: Limits) -> StopReason | None:
     draft = state.get("draft")
     if draft and draft["ready"]:
         return state.get("limit") or "answered"
-    if state.get("steps", _STEPS_TO_END + 1) <= _STEPS_TO_END:
+    if 0 < state.get("steps", 0) <= _STEPS_TO_END:  # `update_state` asks outside of a run, where none are counted
         return "max_steps"
     if state.get("running") or state.get("queue"):
         return None

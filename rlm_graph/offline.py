@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -201,6 +201,8 @@ def asked(prompt: str) -> Asked:
 
 class _Offline(BaseChatModel):
     """What root and reader share: one reply made from the messages, with estimated usage."""
+
+    note: ClassVar[str] = NOTE
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,8 @@ class Tree:
     """One recursion tree on this host.
 
     Args:
-        id: The tree's id.
+        id: The tree's id: the run at its top and the number of the question, `<run>.<question>`. Replies are kept by
+            run, so that a follow-up question can run the cells of the earlier ones again.
         limits: The limits of the whole tree.
         store: Where replies, turns and payloads are kept.
         most_at_once: Model calls in flight at once.
@@ -43,6 +45,7 @@ class Tree:
         self, id: str, limits: Limits, store: BaseStore[str, bytes], most_at_once: int, *, lasting: bool
     ) -> None:
         self.id = id
+        self.run = id.rpartition(".")[0]
         self.ledger = Ledger(limits)
         self.store = store
         self.lasting = lasting
@@ -75,7 +78,7 @@ class Tree:
 
     async def record(self, id: str, reply: Reply, spent: Spent | None = None) -> None:
         """Keeps a reply, with what it cost, the moment that it arrives."""
-        entry = {"text": reply.text, "error": reply.error, "message": reply.message, "spent": _entry(spent)}
+        entry = self._entry(reply, spent)
         await self.store.amset([(self._reply_key(id), _dump(entry))])
         if reply.error != "BudgetExceeded":
             self.ledger.settle(id, spent, failed=reply.error is not None)
@@ -84,14 +87,13 @@ class Tree:
         """Keeps refusals, so that a replayed cell is refused the same calls."""
         await self.store.amset(
             [
-                (self._reply_key(id), _dump({"text": None, "error": r.error, "message": r.message, "spent": None}))
-                for id, r in refusals.items()
+                (self._reply_key(id), _dump(self._entry(reply, None))) for id, reply in refusals.items()
             ]
         )
 
     async def turn(self, id: str) -> AIMessage | None:
         """A root turn's reply, where it is on record."""
-        [data] = await self.store.amget([f"turn/{self.id}/{id}"])
+        [data] = await self.store.amget([f"turn/{self.run}/{id}"])
         if data is None:
             return None
         entry = json.loads(data)
@@ -100,8 +102,9 @@ class Tree:
 
     async def record_turn(self, id: str, reply: AIMessage, spent: Spent) -> None:
         """Keeps a root turn's reply before it is used."""
-        entry = {"text": reply.text, "metadata": _named(reply.response_metadata), "spent": _entry(spent)}
-        await self.store.amset([(f"turn/{self.id}/{id}", _dump(entry))])
+        metadata = _named(reply.response_metadata)
+        entry = {"tree": self.id, "text": reply.text, "metadata": metadata, "spent": asdict(spent)}
+        await self.store.amset([(f"turn/{self.run}/{id}", _dump(entry))])
         self.ledger.turn(id, spent)
 
     async def approved(self, step: int) -> int:
@@ -129,12 +132,14 @@ class Tree:
 
     async def rebuild(self) -> None:
         """Makes the ledger from the record: what was reserved and spent before this process."""
-        await self._settle([key async for key in self.store.ayield_keys(prefix=f"reply/{self.id}/")], turns=False)
-        await self._settle([key async for key in self.store.ayield_keys(prefix=f"turn/{self.id}/")], turns=True)
+        await self._settle([key async for key in self.store.ayield_keys(prefix=f"reply/{self.run}/")], turns=False)
+        await self._settle([key async for key in self.store.ayield_keys(prefix=f"turn/{self.run}/")], turns=True)
 
     async def _settle(self, keys: Sequence[str], *, turns: bool) -> None:
         for key, data in zip(keys, await self.store.amget(list(keys)), strict=True):
-            entry = json.loads(data) if data else {"spent": None, "error": None}
+            entry = json.loads(data) if data else {}
+            if entry.get("tree") != self.id:
+                continue
             spent = Spent(**entry["spent"]) if entry["spent"] else None
             id = key.rpartition("/")[2]
             if turns and spent is not None:
@@ -143,7 +148,10 @@ class Tree:
                 self.ledger.settle(id, spent, failed=entry["error"] is not None)
 
     def _reply_key(self, id: str) -> str:
-        return f"reply/{self.id}/{id}"
+        return f"reply/{self.run}/{id}"
+
+    def _entry(self, reply: Reply, spent: Spent | None) -> dict[str, Any]:
+        return {"tree": self.id, **asdict(reply), "spent": asdict(spent) if spent else None}
 
 
 _trees: OrderedDict[str, Tree] = OrderedDict()
@@ -188,17 +196,6 @@ def _keep(tree: Tree) -> Tree:
 
 def _reply(entry: Mapping[str, Any]) -> Reply:
     return Reply(text=entry["text"], error=entry["error"], message=entry["message"])
-
-
-def _entry(spent: Spent | None) -> dict[str, Any] | None:
-    if spent is None:
-        return None
-    return {
-        "model": spent.model,
-        "depth": spent.depth,
-        "input_tokens": spent.input_tokens,
-        "output_tokens": spent.output_tokens,
-    }
 
 
 def _named(metadata: Mapping[str, Any]) -> dict[str, Any]:

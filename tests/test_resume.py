@@ -35,3 +35,98 @@ async def test_a_run_goes_on_after_an_interrupt_before_any_node(scene: Any, node
         given = None
     assert out["answer"] == "20 <0 ITEM>"
     assert (s.server.asked("root"), s.server.asked("sub")) == (3, 20)
+
+
+async def test_follow_ups_find_the_variables_of_the_first_question_also_after_an_eviction(scene: Any) -> None:
+    from rlm_graph.kernel.session import close_all
+
+    root = scripted(
+        "```repl probe\nn = len(context)\nanswer['content'] = llm_query('first'); answer['ready'] = True\n```"
+    )
+    later = scripted("```repl compose\nn += 1\nanswer['content'] = f'{n} {sorted(answer)}'; answer['ready'] = True\n```")
+    s = scene(lambda r: later(r) if "And" in str(r.messages) else root(r), echo)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    first = await rlm.ainvoke({"question": "How long?", "context": TEXT}, THREAD)
+    second = await rlm.ainvoke({"question": "And one more?"}, THREAD)
+    close_all()
+    third = await rlm.ainvoke({"question": "And another?"}, THREAD)
+    assert (first["answer"], second["answer"], third["answer"]) == (
+        "<first>",
+        f"{len(TEXT) + 1} ['content', 'ready']",
+        f"{len(TEXT) + 2} ['content', 'ready']",
+    )
+    assert s.server.asked("sub") == 1
+    assert (third["usage"]["calls"], second["warnings"], third["warnings"]) == (0, [], [])
+
+
+async def test_a_follow_up_with_a_new_context_keeps_the_old_one(scene: Any) -> None:
+    root = scripted("```repl probe\nn = len(context)\nanswer['content'] = str(n); answer['ready'] = True\n```")
+    later = scripted(
+        "```repl compose\nanswer['content'] = f'{n} {len(context_0)} {context}'; answer['ready'] = True\n```"
+    )
+    s = scene(lambda r: later(r) if "And" in str(r.messages) else root(r))
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "How long?", "context": TEXT}, THREAD)
+    out = await rlm.ainvoke({"question": "And now?", "context": "a new one"}, THREAD)
+    assert out["answer"] == f"{len(TEXT)} {len(TEXT)} a new one"
+
+
+async def test_a_fork_after_filter_goes_another_way_and_leaves_the_first_branch_untouched(scene: Any) -> None:
+    other = iter(["```repl compose\nanswer['content'] = f'other {len(candidates)}'; answer['ready'] = True\n```"])
+    forked = []
+
+    def root(request: Request) -> str:
+        return next(other) if forked and "FORK" in str(request.messages) else str(ROOT(request))
+
+    s = scene(root, echo)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    first = await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD)
+    history = [h async for h in rlm.aget_state_history(THREAD)]
+    after_filter = next(h for h in history if h.next == ("chunk",) and not h.values.get("running"))
+    forked.append(True)
+    config = await rlm.aupdate_state(after_filter.config, {"queue": [], "notice": "FORK"}, as_node="filter")
+    second = await rlm.ainvoke(None, config)
+    assert (first["answer"], second["answer"]) == ("20 <0 ITEM>", "other 100")
+    old = await rlm.aget_state(history[0].config)
+    assert old.values["answer"] == "20 <0 ITEM>"
+    assert [c["phase"] for c in old.values["journal"]] == ["probe", "filter", "chunk", "compose"]
+    again = await rlm.ainvoke(None, after_filter.config)
+    assert again["answer"] == "20 <0 ITEM>"
+    assert s.server.asked("sub") == 20
+
+
+async def test_a_replay_that_prints_something_else_is_told_to_the_root_and_to_the_caller(scene: Any) -> None:
+    root = scripted(
+        "```repl probe\nimport time\nstamp = time.perf_counter_ns()\nprint(stamp)\n```",
+        "```repl compose\nanswer['content'] = 'done'; answer['ready'] = True\n```",
+    )
+    s = scene(root)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD, interrupt_after=["probe"])
+    from rlm_graph.kernel.session import close_all
+
+    close_all()
+    out = await rlm.ainvoke(None, THREAD)
+    assert out["answer"] == "done"
+    assert out["warnings"] == ["The kernel was rebuilt, and cell 0 printed something else than before."]
+
+
+async def test_a_replay_that_asks_something_else_is_told_and_asks_nothing(scene: Any) -> None:
+    root = scripted(
+        "```repl probe\nimport time\nx = llm_query(f'at {time.perf_counter_ns()}')\n```",
+        "```repl probe\nprint('look')\n```",
+        "```repl compose\nanswer['content'] = 'done'; answer['ready'] = True\n```",
+    )
+    s = scene(root, echo)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD, interrupt_before=["verify"])
+    await rlm.ainvoke(None, THREAD, interrupt_before=["plan"])
+    from rlm_graph.kernel.session import close_all
+
+    close_all()
+    out = await rlm.ainvoke(None, THREAD)
+    assert out["warnings"] == [
+        "The kernel was rebuilt, and cell 0 made 1 calls that it had not made before; they failed."
+    ]
+    assert s.server.asked("sub") == 1
+    assert "Check its variables before you use them" in s.root_prompts()[-1]

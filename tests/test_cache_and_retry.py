@@ -1,0 +1,106 @@
+"""Replies may be cached by content, and what is transient is tried again; what is not, is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.cache.memory import InMemoryCache
+from langgraph.cache.sqlite import SqliteCache
+from model_server import Answer, Request, scripted
+
+from rlm_graph import Limits, create_rlm
+
+TEXT = "some text to work on. " * 100
+
+
+def one_cell(code: str) -> Any:
+    return scripted(f"```repl chunk\n{code}\nanswer['ready'] = True\n```")
+
+
+ASKS = one_cell("answer['content'] = str(llm_query_batched(['a', 'b', 'vote', 'vote']))")
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_second_run_asks_nothing_that_the_first_has_asked(scene: Any, kind: str, tmp_path: Any) -> None:
+    cache: Any = InMemoryCache() if kind == "memory" else SqliteCache(path=str(tmp_path / "cache"))
+    votes = iter("12345678")
+    s = scene(ASKS, lambda r: next(votes) if r.prompt == "vote" else r.prompt.upper())
+    first = await s.rlm(cache=cache).ainvoke({"question": "q", "context": TEXT})
+    second = await s.rlm(cache=cache).ainvoke({"question": "another", "context": TEXT + "more"})
+    assert first["answer"] == second["answer"]
+    assert sorted(eval(first["answer"])) == ["1", "2", "A", "B"]
+    assert s.server.asked("sub") == 4
+
+
+async def test_another_model_setting_is_another_entry(scene: Any) -> None:
+    s = scene(one_cell("answer['content'] = llm_query('a')"))
+    cache: Any = InMemoryCache()
+    for temperature in (0.0, 1.0, 1.0):
+        sub = s.sub.model_copy(update={"temperature": temperature})
+        await create_rlm(s.root, sub, direct_below=0, cache=cache).ainvoke({"question": "q", "context": TEXT})
+    assert s.server.asked("sub") == 2
+
+
+async def test_without_a_cache_every_run_asks(scene: Any) -> None:
+    s = scene(one_cell("answer['content'] = llm_query('a')"))
+    for _ in range(2):
+        await s.rlm().ainvoke({"question": "q", "context": TEXT})
+    assert s.server.asked("sub") == 2
+
+
+async def test_too_many_requests_are_tried_again_when_the_server_says(scene: Any) -> None:
+    from langchain_openai import ChatOpenAI
+
+    asked: list[Request] = []
+
+    def sub(request: Request) -> Answer:
+        asked.append(request)
+        return Answer("slow down", status=429, headers={"Retry-After": "1"}) if len(asked) < 2 else Answer("fine")
+
+    s = scene(one_cell("answer['content'] = llm_query('a')"), sub)
+    patient = ChatOpenAI(model="sub", base_url=s.server.base_url, api_key="none")
+    out = await create_rlm(s.root, patient, direct_below=0).ainvoke({"question": "q", "context": TEXT})
+    first, second = [r for r in s.server.seen if r.model == "sub"]
+    assert out["answer"] == "fine"
+    assert first.sent is not None and second.arrived - first.sent >= 1.0
+
+
+class Shaky(BaseChatModel):
+    """A model without retries of its own that fails `failures` times."""
+
+    error: Any
+    failures: int
+    tries: int = 0
+
+    @property
+    def _llm_type(self) -> str:
+        return "shaky"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        self.tries += 1
+        if self.tries <= self.failures:
+            raise self.error
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("fine"))])
+
+
+class Overloaded(Exception):
+    status_code = 529
+
+
+async def test_a_model_without_retries_of_its_own_is_tried_again_when_that_may_help(scene: Any) -> None:
+    shaky = Shaky(error=Overloaded("busy"), failures=2)
+    rlm = create_rlm(scene(one_cell("answer['content'] = llm_query('a')")).root, shaky, direct_below=0)
+    out = await rlm.ainvoke({"question": "q", "context": TEXT})
+    assert (out["answer"], shaky.tries) == ("fine", 3)
+
+
+async def test_what_is_not_transient_is_tried_once(scene: Any) -> None:
+    shaky = Shaky(error=ValueError("no such parameter"), failures=9)
+    root = scripted("```repl chunk\nllm_query('a')\n```", "FINAL(gave up)")
+    rlm = create_rlm(scene(root).root, shaky, direct_below=0, limits=Limits(max_retries=2))
+    out = await rlm.ainvoke({"question": "q", "context": TEXT})
+    assert (out["answer"], shaky.tries) == ("gave up", 1)
