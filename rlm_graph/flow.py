@@ -11,8 +11,9 @@ from rlm_graph.ledger import Limits
 from rlm_graph.state import Phase, State, StopReason, SubCall
 
 Next = Literal["plan", "probe", "filter", "chunk", "dispatch", "compose", "__end__"]
-_STEPS_TO_END = 3
-"""Supersteps that must be left for `compose` to end the run in good order."""
+_LAST_STEPS = range(3, 7)
+"""Supersteps left at which the run must end: a wave of calls takes three, its cell one, `compose` one. Two are what
+`update_state` always pretends to have, so they say nothing."""
 
 
 def is_direct(state: State, depth: int, direct_below: int) -> bool:
@@ -29,7 +30,7 @@ def ending(state: State, limits: Limits) -> StopReason | None:
     draft = state.get("draft")
     if draft and draft["ready"]:
         return state.get("limit") or "answered"
-    if 0 < state.get("steps", 0) <= _STEPS_TO_END:  # `update_state` asks outside of a run, where none are counted
+    if state.get("steps", 0) in _LAST_STEPS:
         return "max_steps"
     if state.get("running") or state.get("queue"):
         return None
@@ -38,6 +39,11 @@ def ending(state: State, limits: Limits) -> StopReason | None:
     if len(state.get("turns") or []) - state["start"]["turn"] >= limits.max_turns:
         return state.get("limit") or "max_turns"
     return None
+
+
+def in_a_run(state: State) -> State:
+    """The state as a node sees it, to whom even the very last steps are real."""
+    return {**state, "steps": max(_LAST_STEPS.start, state["steps"])}
 
 
 def after_load(depth: int, direct_below: int) -> Callable[[State], Literal["plan", "compose"]]:

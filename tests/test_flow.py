@@ -81,7 +81,7 @@ def test_turns_count_from_the_present_question() -> None:
 
 
 def test_the_last_supersteps_are_kept_for_compose() -> None:
-    assert then(steps=3, running=PROBE) == "compose"
+    assert (then(steps=6, running=PROBE), then(steps=7, running=PROBE)) == ("compose", "dispatch")
     assert flow.ending(state(steps=3), LIMITS) == "max_steps"
 
 

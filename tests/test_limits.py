@@ -141,6 +141,13 @@ async def test_a_parents_step_limit_ends_the_run_in_good_order(scene: Any) -> No
     assert (out["answer"], out["stop_reason"]) == ("so far", "max_steps")
 
 
+async def test_a_parents_step_limit_ends_a_loop_of_calls_in_good_order(scene: Any) -> None:
+    root = scripted(*["```repl chunk\nanswer['content'] = llm_query_batched(['a', 'b'])\n```"] * 30)
+    for limit in range(8, 21):
+        out = await scene(root).rlm().ainvoke({"question": "q", "context": TEXT}, {"recursion_limit": limit})
+        assert out["stop_reason"] == "max_steps"
+
+
 async def test_a_small_context_is_answered_directly(scene: Any) -> None:
     s = scene(scripted("It is small."))
     out = await s.rlm(direct_below=16_000).ainvoke({"question": "How is it?", "context": TEXT})

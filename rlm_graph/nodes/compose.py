@@ -24,6 +24,7 @@ def compose(settings: Settings, depth: int) -> Node:
     """The node `compose` of an RLM at `depth`."""
 
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
+        state = flow.in_a_run(state)
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         if not state.get("turns") and flow.is_direct(state, depth, settings.direct_below):
             answer = await _direct(state, tree, settings, config)
