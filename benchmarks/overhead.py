@@ -48,8 +48,9 @@ sys.path.append(str(SERVER.parent))
 from model_server import spread  # noqa: E402
 
 SLOTS = 64
+SAVERS = ("no saver", "SQLite")
 PROMPT = "Which items does part {} name?"
-MOST_SECONDS = 400
+MOST_SECONDS = 900
 LIMITS = Limits(max_calls=100_000, max_breadth=100_000, max_turns=1_000, max_concurrency=SLOTS)
 PROBE = "```repl probe\nsize = len(context)\nprint(size)\n```"
 READY = "```repl compose\nanswer['content'] = str(size)\nanswer['ready'] = True\n```"
@@ -125,8 +126,7 @@ def server(latency: float = 0.0, jitter: float = 0.0, reply: str = "ok") -> Iter
     options = ["--latency", str(latency), "--jitter", str(jitter), "--reply", reply]
     process = subprocess.Popen([sys.executable, str(SERVER), *options], stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        yield f"http://127.0.0.1:{int((process.stdout or sys.stdin).readline())}/v1"
     finally:
         process.kill()
         process.wait()
@@ -134,9 +134,10 @@ def server(latency: float = 0.0, jitter: float = 0.0, reply: str = "ok") -> Iter
 
 @dataclass(slots=True)
 class Run:
-    """One question that was asked: when it began, when its kernel stood, when each node ended last."""
+    """One question that was asked: when it began, the CPU that it took, when its kernel stood and each node ended."""
 
     began: float
+    cpu: float
     kernel: float = 0.0
     ends: dict[str, float] = field(default_factory=dict)
     ended: float = 0.0
@@ -151,7 +152,7 @@ async def run(root: BaseChatModel, sub: BaseChatModel, *, saver: bool, context: 
         base = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(folder / "db"))) if saver else None
         store = FolderStore(folder / "store")
         rlm = create_rlm(root, sub, limits=LIMITS, direct_below=0, checkpointer=base, content_store=store)
-        found, start = Run(time.perf_counter()), pool.start_session
+        found, start = Run(time.perf_counter(), time.process_time()), pool.start_session
 
         async def timed(*args: Any, **more: Any) -> Any:
             session = await start(*args, **more)
@@ -160,12 +161,11 @@ async def run(root: BaseChatModel, sub: BaseChatModel, *, saver: bool, context: 
 
         stack.callback(setattr, pool, "start_session", start)
         pool.start_session = timed
-        async with asyncio.timeout(MOST_SECONDS):
-            question: Any = {"question": "How many?", "context": context}
-            async for update in rlm.astream(question, {"configurable": {"thread_id": "1"}} if saver else {}):
-                found.ends.update(dict.fromkeys(update, time.perf_counter()))
-                found.answer = (update.get("compose") or {}).get("answer") or found.answer
-        found.ended = time.perf_counter()
+        question: Any = {"question": "How many?", "context": context}
+        async for update in rlm.astream(question, {"configurable": {"thread_id": "1"}} if saver else {}):
+            found.ends.update(dict.fromkeys(update, time.perf_counter()))
+            found.answer = (update.get("compose") or {}).get("answer") or found.answer
+        found.ended, found.cpu = time.perf_counter(), time.process_time() - found.cpu
         if base is not None:
             await base.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             found.saved = (folder / "db").stat().st_size
@@ -179,17 +179,17 @@ async def fan_out(load: Load, sub: BaseChatModel, *, saver: bool) -> Run:
     return found
 
 
-async def alone(load: Load, model: BaseChatModel) -> float:
-    """Seconds that the model takes for these prompts without rlm-graph."""
+async def alone(load: Load, model: BaseChatModel) -> tuple[float, float]:
+    """Seconds, and those of CPU, that the model takes for these prompts without rlm-graph."""
     gate = asyncio.Semaphore(load.threads or SLOTS)
 
     async def one(prompt: str) -> None:
         async with gate:
             await model.ainvoke(prompt)
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*map(one, load.prompts))
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu
 
 
 async def turns(replies: tuple[str, ...], *, saver: bool) -> float:
@@ -220,8 +220,8 @@ class Row:
 class Bench:
     """Measures the figures, one method for each kind, and keeps their rows."""
 
-    def __init__(self, runs: int, quick: bool, rlms: str) -> None:
-        self.runs, self.quick, self.rlms = runs, quick, rlms
+    def __init__(self, runs: int, rlms: str) -> None:
+        self.runs, self.rlms = runs, rlms
         self.rows: list[Row] = []
 
     def add(self, row: Row) -> None:
@@ -250,32 +250,31 @@ class Bench:
 
     async def _sub_calls(self, load: Load, kind: str, model: BaseChatModel, beside: str) -> None:
         scale, unit = (load.ideal, "×") if load.ideal else (load.calls / 1000, "ms a call")
-        savers = {"no saver": 1.15, "SQLite": 1.25} if load.ideal else {"no saver": 1.5, "SQLite": 4.0}
-        ways = {saver: partial(fan_out, load, model, saver=saver == "SQLite") for saver in savers}
+        limits = (1.15, 1.25) if load.ideal else (1.5, 4.0) if kind == "in-process" else (None, None)
+        ways = {saver: partial(fan_out, load, model, saver=saver == "SQLite") for saver in SAVERS}
         await alone(Load(2 * SLOTS), model)  # opens the connections
         found = await self.medians({"alone": partial(alone, load, model), **ways})
-        least = median(found["alone"])
-        for saver, limit in savers.items():
+        least, least_cpu = map(median, zip(*found["alone"], strict=True))
+        for saver, limit in zip(SAVERS, limits, strict=True):
             wall = median(r.ends["chunk"] - r.ends["probe"] for r in found[saver])
-            whole = median(r.ended - r.began for r in found[saver])
-            row = Row(f"{load.name}, {kind}, {saver}", f"≤ {limit} {unit}", limit, wall / scale, rlms=beside)
+            whole, cpu = median(r.ended - r.began for r in found[saver]), median(r.cpu for r in found[saver])
+            row = Row(f"{load.name}, {kind}, {saver}", "", limit, wall / scale, rlms=beside)
+            row.threshold = f"≤ {limit} {unit}{f' {load.ideal:.2f} s' if load.ideal else ''}" if limit else ""
             row.measured = f"{wall / scale:.2f} {unit} = {wall:.2f} s (whole run {whole:.2f} s)"
-            row.floor = f"{least / scale:.2f} {unit}; ours {(wall - least) / load.calls * 1000:+.2f} ms a call"
-            row.threshold += f" {load.ideal:.2f} s" if load.ideal else ""
-            row.goes = f"{load.ideal:.2f} s latency, {least - load.ideal:.2f} the client, {wall - least:.2f} rlm-graph"
+            row.floor = f"{least / scale:.2f} {unit}; CPU a call {least_cpu / load.calls * 1000:.2f} ms, "
+            row.floor += f"ours {(cpu - least_cpu) / load.calls * 1000:+.2f} ms"
+            row.goes = f"latency {load.ideal:.2f} s, client {least - load.ideal:.2f}, rlm-graph {wall - least:.2f}"
             self.add(row)
 
     async def root_turn(self, number: int) -> None:
         replies = (*(f"```repl probe\nsize = {n} * 2\nprint(size)\n```" for n in range(number)), READY)
         with server() as url:
             beside = rlms_of(self.rlms, "size = 21 * 2\nprint(size)", url, number)
-        ways = {saver: partial(turns, replies, saver=saver == "SQLite") for saver in ("no saver", "SQLite")}
-        for saver, found in (await self.medians(ways)).items():
-            limit, told = (None, "") if saver == "SQLite" else (15.0, "≤ 15 ms")
-            value = median(found) * 1000
-            row = Row(f"a root turn, p50 of {number}, {saver}", told, limit, value, f"{value:.1f} ms")
-            row.rlms = beside if isinstance(beside, str) else f"{beside[1] * 1000:.1f} ms"
-            self.add(row)
+        official = beside if isinstance(beside, str) else f"{beside[1] * 1000:.1f} ms"
+        ways = {saver: partial(turns, replies, saver=saver == "SQLite") for saver in SAVERS}
+        for (saver, found), limit in zip((await self.medians(ways)).items(), (15.0, None), strict=True):
+            value, told = median(found) * 1000, f"≤ {limit:.0f} ms" if limit else ""
+            self.add(Row(f"a root turn, p50 of {number}, {saver}", told, limit, value, f"{value:.1f} ms", "", official))
 
     async def large_file(self, megabytes: int) -> None:
         """A large file as context against one of 1 MB; it must come first, as a process' peak never sinks."""
@@ -295,7 +294,7 @@ class Bench:
 
 def written(file: Path, megabytes: int) -> Path:
     """A file of mixed ASCII, no line twice in a megabyte."""
-    lines = (f"{i:07} {'abcdefghij klmnopqr stuvw, xyz. '[i % 7 :]}{i * 7919 % 10007};" for i in range(30_000))
+    lines = (f"{i:07} the {i % 7}. item, of {i * 7919 % 10007} pages;" for i in range(30_000))
     block = "\n".join(lines).encode()[:999_990]
     with file.open("wb") as out:
         out.writelines(b"%s\n%08d\n" % (block, number) for number in range(megabytes))
@@ -357,8 +356,8 @@ def rlms_inside(root_url: str, sub_url: str, turns: int) -> None:
     print(json.dumps([max(end - began for began, end in cells), statistics.median(between)]))
 
 
-async def measure_all(bench: Bench, only: str) -> None:
-    calls, none, some, number, size = (100, 500, 200, 5, 20) if bench.quick else (1_000, 10_000, 2_000, 50, 1_000)
+async def measure_all(bench: Bench, only: str, quick: bool) -> None:
+    calls, none, some, number, size = (100, 500, 200, 5, 20) if quick else (1_000, 10_000, 2_000, 50, 1_000)
     figures: dict[str, Callable[[], Awaitable[None]]] = {
         "file": partial(bench.large_file, size),
         "fixed": partial(bench.sub_calls, Load(calls, latency=0.2)),
@@ -371,7 +370,11 @@ async def measure_all(bench: Bench, only: str) -> None:
     await run(Model(replies=(PROBE, READY)), Model(), saver=True)  # imports, caches
     for name, measure in figures.items():
         if not only or name in only.split(","):
-            await measure()
+            try:
+                async with asyncio.timeout(MOST_SECONDS):
+                    await measure()
+            except TimeoutError:
+                bench.add(Row(name, "", 0.0, 1.0, f"not done in {MOST_SECONDS} s"))
 
 
 def main() -> None:
@@ -382,8 +385,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the rows there as well")
     parser.add_argument("--rlms-python", default=sys.executable, metavar="PATH", help="a Python that has rlms")
     args = parser.parse_args()
-    bench = Bench(1 if args.quick else args.runs, args.quick, args.rlms_python)
-    asyncio.run(measure_all(bench, args.only))
+    bench = Bench(1 if args.quick else args.runs, args.rlms_python)
+    asyncio.run(measure_all(bench, args.only, args.quick))
     table = Table("figure", "threshold", "measured", "", "floor: the model alone", "rlms", box=box.MARKDOWN)
     for row in bench.rows:
         table.add_row(row.figure, row.threshold, row.measured, row.verdict, row.floor, row.rlms)

@@ -23,7 +23,7 @@ from langchain_core.stores import BaseStore, InMemoryByteStore
 
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Ledger, Limits, Spent
-from rlm_graph.state import Reply
+from rlm_graph.state import Reply, Source
 
 INLINE = 4_000
 """Characters up to which a value may stand in the state itself."""
@@ -86,14 +86,12 @@ class Tree:
     async def refuse(self, refusals: Mapping[str, Reply]) -> None:
         """Keeps refusals, so that a replayed cell is refused the same calls."""
         await self.store.amset(
-            [
-                (self._reply_key(id), _dump(self._entry(reply, None))) for id, reply in refusals.items()
-            ]
+            [(self._reply_key(id), _dump(self._entry(reply, None))) for id, reply in refusals.items()]
         )
 
     async def turn(self, id: str) -> AIMessage | None:
         """A root turn's reply, where it is on record."""
-        [data] = await self.store.amget([f"turn/{self.run}/{id}"])
+        [data] = await self.store.amget([f"run/{self.run}/turn/{id}"])
         if data is None:
             return None
         entry = json.loads(data)
@@ -104,22 +102,28 @@ class Tree:
         """Keeps a root turn's reply before it is used."""
         metadata = _named(reply.response_metadata)
         entry = {"tree": self.id, "text": reply.text, "metadata": metadata, "spent": asdict(spent)}
-        await self.store.amset([(f"turn/{self.run}/{id}", _dump(entry))])
+        await self.store.amset([(f"run/{self.run}/turn/{id}", _dump(entry))])
         self.ledger.turn(id, spent)
 
     async def approved(self, step: int) -> int:
         """How many calls a human has let the tree make; `step` before one was asked."""
-        [data] = await self.store.amget([f"approved/{self.id}"])
+        [data] = await self.store.amget([f"run/{self.run}/approved/{self.id}"])
         return int(data) if data is not None else step
 
     async def approve(self, calls: int) -> None:
         """Notes how many calls the tree may make."""
-        await self.store.amset([(f"approved/{self.id}", str(calls).encode("ascii"))])
+        await self.store.amset([(f"run/{self.run}/approved/{self.id}", str(calls).encode("ascii"))])
+
+    async def mark(self, sources: Sequence[Source], *, ended: bool) -> None:
+        """Says which contexts the run needs and whether it has ended, for whoever bounds the store's growth."""
+        if self.lasting:
+            entry = {"ended": ended, "sources": [s["id"] for s in sources]}
+            await self.store.amset([(f"run/{self.run}/state", _dump(entry))])
 
     async def put(self, value: Any) -> str:
         """Stores JSON-like data under its hash and returns the key."""
         data = _dump(value)
-        key = f"blob/{content_hash(data)}"
+        key = f"run/{self.run}/blob/{content_hash(data)}"
         await self.store.amset([(key, data)])
         return key
 
@@ -132,8 +136,8 @@ class Tree:
 
     async def rebuild(self) -> None:
         """Makes the ledger from the record: what was reserved and spent before this process."""
-        await self._settle([key async for key in self.store.ayield_keys(prefix=f"reply/{self.run}/")], turns=False)
-        await self._settle([key async for key in self.store.ayield_keys(prefix=f"turn/{self.run}/")], turns=True)
+        await self._settle([key async for key in self.store.ayield_keys(prefix=f"run/{self.run}/reply/")], turns=False)
+        await self._settle([key async for key in self.store.ayield_keys(prefix=f"run/{self.run}/turn/")], turns=True)
 
     async def _settle(self, keys: Sequence[str], *, turns: bool) -> None:
         for key, data in zip(keys, await self.store.amget(list(keys)), strict=True):
@@ -148,7 +152,7 @@ class Tree:
                 self.ledger.settle(id, spent, failed=entry["error"] is not None)
 
     def _reply_key(self, id: str) -> str:
-        return f"reply/{self.run}/{id}"
+        return f"run/{self.run}/reply/{id}"
 
     def _entry(self, reply: Reply, spent: Spent | None) -> dict[str, Any]:
         return {"tree": self.id, **asdict(reply), "spent": asdict(spent) if spent else None}

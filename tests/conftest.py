@@ -13,6 +13,7 @@ from model_server import ModelServer, Script, by_model
 
 from rlm_graph import create_rlm
 from rlm_graph.graph import Graph
+from rlm_graph.kernel.session import close_all
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,13 @@ def kernels() -> set[int]:
         if int(fields[1]) == os.getpid() and b"inside" in command and fields[0] != "Z":
             mine.add(int(stat.parent.name))
     return mine
+
+
+@pytest.fixture
+def runs_left_waiting(no_kernel_left: None) -> Iterator[None]:
+    """For tests that leave a run interrupted: its kernel rightly waits for the resume, and is ended here."""
+    yield
+    close_all()
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,18 +13,13 @@ from rlm_graph.errors import RLMError
 from rlm_graph.kernel.session import close_all
 
 TEXT = "some text to work on. " * 100
+pytestmark = pytest.mark.usefixtures("runs_left_waiting")
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 ROOT = scripted(
     "```repl chunk\ntry:\n    got = llm_query_batched([f'prompt {i}' for i in range(40)])\n"
     "except BudgetExceeded as e:\n    got = [r for r in e.results if r]\n    print(e)\n```",
     "```repl compose\nanswer['content'] = str(len(got)); answer['ready'] = True\n```",
 )
-
-
-@pytest.fixture(autouse=True)
-def kernels_of_runs_that_still_wait() -> Iterator[None]:
-    yield
-    close_all()
 
 
 def echo(request: Request) -> str:
@@ -51,7 +45,12 @@ async def test_the_human_sees_what_is_about_to_be_done_before_any_of_it_is(scene
 async def test_approved_calls_are_made_once(scene: Any, said: Any) -> None:
     s, rlm, _ = await asked(scene)
     out = await rlm.ainvoke(Command(resume=said), THREAD)
-    assert (out["answer"], out["stop_reason"], s.server.asked("sub"), s.server.asked("root")) == ("40", "answered", 40, 2)
+    assert (out["answer"], out["stop_reason"], s.server.asked("sub"), s.server.asked("root")) == (
+        "40",
+        "answered",
+        40,
+        2,
+    )
     assert out["usage"]["calls"] == 40
 
 

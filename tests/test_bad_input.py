@@ -56,7 +56,7 @@ async def test_a_text_that_is_really_a_path(scene: Any) -> None:
 
 
 def test_a_model_name_without_a_provider() -> None:
-    with pytest.raises(ModelError, match="write it as 'provider:name', e.g. 'openai:gpt-5'"):
+    with pytest.raises(ModelError, match=r"write it as 'provider:name', e\.g\. 'openai:gpt-5'"):
         create_rlm("gpt-5")
 
 
@@ -152,7 +152,9 @@ async def test_a_question_may_come_as_the_last_message_with_the_earlier_ones_as_
 
 async def test_a_long_message_alone_is_question_and_context(scene: Any) -> None:
     message = "Here is a log.\n\n" + "line of the log\n" * 1_000 + "\n\nHow many lines are there?"
-    s = scene(scripted("```repl compose\nanswer['content'] = str(context.count('line of')); answer['ready'] = True\n```"))
+    s = scene(
+        scripted("```repl compose\nanswer['content'] = str(context.count('line of')); answer['ready'] = True\n```")
+    )
     out = await s.rlm().ainvoke({"messages": [HumanMessage(message)]})
     assert out["answer"] == "1000"
     assert "How many lines are there?" in s.root_prompts()[0]

@@ -108,7 +108,10 @@ async def test_no_sqlite_checkpoint_holds_it(scene: Any, book: str, tmp_path: Pa
 
 def rows_of(file: Path) -> list[bytes]:
     with sqlite3.connect(file) as db:
-        blobs = [*db.execute("select checkpoint, metadata from checkpoints"), *db.execute("select value, channel from writes")]
+        blobs = [
+            *db.execute("select checkpoint, metadata from checkpoints"),
+            *db.execute("select value, channel from writes"),
+        ]
     return [b"".join(v if isinstance(v, bytes) else str(v).encode() for v in row if v is not None) for row in blobs]
 
 

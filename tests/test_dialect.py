@@ -410,10 +410,14 @@ async def test_what_cannot_be_loaded_says_why_and_harms_nothing(run, session, tm
     assert (await run("print('on')")).stdout == "on\n"
 
 
-async def test_a_text_that_exceeds_the_memory_says_so(tmp_path):
-    path = Path(tmp_path / "big")
+def sparse(path: Path, size: int) -> Path:
     path.touch()
-    os.truncate(path, 2_000_000_000)
+    os.truncate(path, size)
+    return path
+
+
+async def test_a_text_that_exceeds_the_memory_says_so(tmp_path):
+    path = sparse(tmp_path / "big", 2_000_000_000)
     session = await start_session(KernelOptions(kernel_memory=1_000_000_000), name="small")
     with pytest.raises(ContextError, match="does not fit"):
         await load(session, {"kind": "text", "path": str(path), "encoding": "utf-8"})

@@ -56,7 +56,13 @@ def kill_host_at(point: float, number: int, saver: str, tmp_path: Path, processe
     with ModelServer(by_model({"root": ROOT, "sub": sub})) as server:
         own = saver.replace("threads", f"threads{number}")
         result = tmp_path / f"result{number}"
-        task = dict(base_url=server.base_url, home=str(home), saver=own, thread=f"t{number}", result=str(result))
+        task = {
+            "base_url": server.base_url,
+            "home": str(home),
+            "saver": own,
+            "thread": f"t{number}",
+            "result": str(result),
+        }
         first = processes.Process(target=crash_program.run, args=(Task(**task, resume=False),))
         first.start()
         time.sleep(point)

@@ -52,7 +52,9 @@ async def test_none_after_a_cancelled_task(scene: Any, where: str) -> None:
         "waiting for answers": "llm_query_batched(['p'] * 5)",
         "nested": "rlm_query('q', context='text')",
     }[where]
-    slow = Answer("```repl probe\nwhile True: pass\n```" if where == "nested" else "late", latency=0 if where == "nested" else 30)
+    slow = Answer(
+        "```repl probe\nwhile True: pass\n```" if where == "nested" else "late", latency=0 if where == "nested" else 30
+    )
     s = scene(scripted(f"```repl chunk\n{code}\n```"), lambda r: slow)
     task = asyncio.create_task(s.rlm().ainvoke({"question": "q", "context": TEXT}))
     wanted = 2 if where == "nested" else 1

@@ -102,7 +102,8 @@ async def test_no_more_than_max_concurrency_model_calls_are_in_flight_in_the_who
 
 async def test_depth_0_makes_no_calls_and_tells_the_root_so(scene: Any) -> None:
     root = scripted(
-        "```repl chunk\ngot = llm_query('p')\n```", "```repl compose\nanswer['content'] = '0'; answer['ready'] = True\n```"
+        "```repl chunk\ngot = llm_query('p')\n```",
+        "```repl compose\nanswer['content'] = '0'; answer['ready'] = True\n```",
     )
     out, s = await run(scene, root, max_depth=0)
     assert (out["answer"], s.server.asked("sub")) == ("0", 0)

@@ -14,7 +14,7 @@ OFFICIAL = scripted(
     "prompts = [f'What is the magic number? Here is the document:\\n{p}' for p in parts]\n"
     "answers = llm_query_batched(prompts)\nfor i, a in enumerate(answers):\n    print(f'chunk {i}: {a}')\n```",
     "All agree.\n\n```repl\nfinal = max(set(answers), key=answers.count)\nprint(SHOW_VARS())\n"
-    "answer[\"content\"] = final\nanswer[\"ready\"] = True\n```",
+    'answer["content"] = final\nanswer["ready"] = True\n```',
 )
 
 

@@ -22,7 +22,9 @@ def echo(request: Request) -> str:
     return f"<{request.prompt}>"
 
 
-@pytest.mark.parametrize("node", ["load", "plan", "probe", "filter", "chunk", "dispatch", "sub_call", "verify", "compose"])
+@pytest.mark.parametrize(
+    "node", ["load", "plan", "probe", "filter", "chunk", "dispatch", "sub_call", "verify", "compose"]
+)
 async def test_a_run_goes_on_after_an_interrupt_before_any_node(scene: Any, node: str) -> None:
     s = scene(ROOT, echo)
     rlm = s.rlm(checkpointer=InMemorySaver())
@@ -43,7 +45,9 @@ async def test_follow_ups_find_the_variables_of_the_first_question_also_after_an
     root = scripted(
         "```repl probe\nn = len(context)\nanswer['content'] = llm_query('first'); answer['ready'] = True\n```"
     )
-    later = scripted("```repl compose\nn += 1\nanswer['content'] = f'{n} {sorted(answer)}'; answer['ready'] = True\n```")
+    later = scripted(
+        "```repl compose\nn += 1\nanswer['content'] = f'{n} {sorted(answer)}'; answer['ready'] = True\n```"
+    )
     s = scene(lambda r: later(r) if "And" in str(r.messages) else root(r), echo)
     rlm = s.rlm(checkpointer=InMemorySaver())
     first = await rlm.ainvoke({"question": "How long?", "context": TEXT}, THREAD)

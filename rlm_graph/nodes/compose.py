@@ -92,5 +92,6 @@ async def _end(
         notes = sorted({note for m in settings.models if (note := models.note_of(m))})
         metadata = {"stop_reason": reason, **({"note": "; ".join(notes)} if notes else {})}
         ended["messages"] = [AIMessage(answer, name="rlm", response_metadata=metadata)]
+        await tree.mark(state["sources"], ended=True)
         forget_tree(tree.id)
     return ended

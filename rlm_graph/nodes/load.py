@@ -15,6 +15,8 @@ from rlm_graph.identity import new_run
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Opaque, Source, State
+from rlm_graph.sweep import keep_small
+from rlm_graph.tree import tree_of
 
 _CHECKPOINTER = "__pregel_checkpointer"
 """Where LangGraph's configuration carries the checkpointer; it has no public name."""
@@ -33,7 +35,12 @@ def load(settings: Settings, depth: int) -> Node:
             source = await asyncio.to_thread(context.take_in, given, settings.store)
             if not sources or sources[-1]["id"] != source["id"]:
                 sources.append(source)
-        return {**_opened(state, sources), "question": "", "asked": question}
+        opened = _opened(state, sources)
+        if depth == 0:
+            tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
+            await tree.mark(sources, ended=False)
+            await asyncio.to_thread(keep_small, settings.store)
+        return {**opened, "question": "", "asked": question}
 
     return Node(act, "load")
 

@@ -1,0 +1,99 @@
+"""Whatever a cell does, the run goes on, the root reads one clear line, and the host's memory stays as it was."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import kernels
+from model_server import Answer, scripted
+
+from rlm_graph import Limits
+
+TEXT = "some text to work on. " * 100
+BEFORE = "```repl probe\nkept = 41\n```\n"
+AFTER = "```repl compose\nanswer['content'] = str(kept + 1); answer['ready'] = True\n```"
+
+CELLS = {
+    "prints 1 GB": (
+        "for _ in range(1000):\n    print('x' * 1_000_000)",
+        "characters left out",
+    ),
+    "allocates past its memory bound": ("hog = bytearray(900_000_000)", "MemoryError"),
+    "allocates bit by bit": ("hog = []\nwhile True:\n    hog.append('x' * 10_000_000 + str(len(hog)))", "MemoryError"),
+    "endless loop": ("while True: pass", "Timeout"),
+    "swallows KeyboardInterrupt": (
+        "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt:\n        pass",
+        "computed for more than 1.5 s",
+    ),
+    "ignores the interrupt": (
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
+        "computed for more than 1.5 s and could not be stopped",
+    ),
+    "hangs in C": ("import re\nre.match(r'(a+)+$', 'a' * 60 + 'b')", "1.5 s"),
+    "os._exit": ("import os\nos._exit(0)", "ended itself with exit code 0"),
+    "kills itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+    "crashes in C": ("import ctypes\nctypes.string_at(0)", "SIGSEGV"),
+    "sys.exit": ("import sys\nsys.exit()", "sys.exit() does nothing here"),
+    "exit": ("exit()", "exit() does nothing here"),
+    "input": ("input('name? ')", "input()"),
+    "a thread that prints later": (
+        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()\n1/0",
+        "ZeroDivisionError",
+    ),
+    "top-level await": ("import asyncio\nawait asyncio.sleep(0.01)\nprint('awaited')", "awaited"),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+async def test_the_run_goes_on_and_the_root_is_told(scene: Any, name: str) -> None:
+    code, told = CELLS[name]
+    s = scene(scripted(BEFORE + f"```repl probe\n{code}\n```", AFTER))
+    limits = Limits(cell_seconds=20 if "1 GB" in name or "bit by bit" in name else 1.5, kernel_memory=800_000_000)
+    host = psutil.Process()
+    before = host.memory_info().rss
+    out = await s.rlm(limits=limits).ainvoke({"question": "q", "context": TEXT})
+    assert (out["answer"], out["stop_reason"]) == ("42", "answered")
+    heard = s.root_prompts()[1].split(AFTER)[0].split("[probe cell 1]")[1]
+    assert told in heard
+    assert len(heard) < 12_000
+    assert host.memory_info().rss - before < 50_000_000
+
+
+async def test_a_cell_that_waits_for_slow_answers_is_not_out_of_time(scene: Any) -> None:
+    root = scripted("```repl chunk\nanswer['content'] = llm_query('p'); answer['ready'] = True\n```")
+    s = scene(root, lambda r: Answer("at last", latency=2.5))
+    out = await s.rlm(limits=Limits(cell_seconds=1)).ainvoke({"question": "q", "context": TEXT})
+    assert out["answer"] == "at last"
+
+
+def count_of_everything() -> tuple[int, int, int, int]:
+    scratch = len(list(Path("/tmp").glob("rlm-*")))
+    return len(kernels()), threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), scratch
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_200_runs_20_at_a_time_leave_nothing_behind(scene: Any) -> None:
+    import asyncio
+
+    root = scripted(
+        "```repl chunk\nanswer['content'] = ''.join(llm_query_batched(list('abc'))); answer['ready'] = True\n```"
+    )
+    s = scene(root, lambda r: r.prompt.upper())
+    rlm = s.rlm()
+    gate = asyncio.Semaphore(20)
+
+    async def one(n: int) -> str:
+        async with gate:
+            return str((await rlm.ainvoke({"question": "q", "context": f"{n} {TEXT}"}))["answer"])
+
+    assert await asyncio.gather(*[one(n) for n in range(20)]) == ["ABC"] * 20
+    before = count_of_everything()
+    assert await asyncio.gather(*[one(n) for n in range(200)]) == ["ABC"] * 200
+    await asyncio.sleep(0.5)
+    after = count_of_everything()
+    assert all(now <= then for now, then in zip(after, before, strict=True)), f"{before} → {after}"
