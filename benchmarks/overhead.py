@@ -307,10 +307,7 @@ def peak() -> int:
 
 
 def rlms_of(python: str, code: str, sub_url: str, number: int) -> tuple[float, float] | str:
-    """What `rlms` takes with its Jupyter kernel, in seconds: its longest cell and its median root turn; or why not.
-
-    It runs in a process of its own, and its root says the same `number` times: run `code`.
-    """
+    """Seconds of `rlms`' longest cell and median root turn, or why not; its root says `number` times: run `code`."""
     with server(reply=f"```repl\n{code}\n```") as root_url, tempfile.TemporaryDirectory(prefix="rlm-bench-") as home:
         inside = f"{inspect.getsource(rlms_inside)}\nrlms_inside({root_url!r}, {sub_url!r}, {number})"
         run = partial(subprocess.run, [python, "-c", inside], capture_output=True, text=True, timeout=MOST_SECONDS)

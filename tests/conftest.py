@@ -1,4 +1,4 @@
-"""What the tests share: a store of their own, a scripted pair of models behind a real HTTP server, and a look for leftovers."""
+"""What the tests share: a store of their own, scripted models behind a real HTTP server, and a look for leftovers."""
 
 from __future__ import annotations
 

@@ -21,9 +21,8 @@ def serve(bin: Path, folder: Path) -> Iterator[str]:
     user = _user(sockets)
     try:
         subprocess.run([bin / "initdb", "-D", data, "-U", "rlm", "-A", "trust", "-N"], check=True, stdout=-3, **user)
-        server = subprocess.Popen(
-            [bin / "postgres", "-D", data, "-k", sockets, "-c", "listen_addresses=", "-c", "fsync=off"], stderr=-3, **user
-        )
+        options = ["-k", sockets, "-c", "listen_addresses=", "-c", "fsync=off"]
+        server = subprocess.Popen([bin / "postgres", "-D", data, *options], stderr=-3, **user)
         try:
             address = f"postgresql://rlm@/postgres?host={sockets}"
             _set_up(address)

@@ -71,7 +71,7 @@ async def test_refused_calls_are_a_typed_error_in_the_cell(scene: Any, said: Any
 
 async def test_what_is_no_answer_is_told(scene: Any) -> None:
     _, rlm, _ = await asked(scene)
-    with pytest.raises(RLMError, match="'perhaps' is no answer to an approval. Resume with 'approve'"):
+    with pytest.raises(RLMError, match=r"'perhaps' is no answer to an approval\. Resume with 'approve'"):
         await rlm.ainvoke(Command(resume="perhaps"), THREAD)
 
 

@@ -19,7 +19,6 @@ from .load import Document, load
 from .values import lenient, summary, variables
 from .wire import Wire
 
-
 _NEEDED = ("print", "len")
 """Builtins that hardly a cell does without, and that nobody means to keep a variable by: shadows of them are lifted."""
 
