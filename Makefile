@@ -17,7 +17,7 @@ demo: .venv/cli
 	  --model offline $(foreach each,$(SKIP),--exclude '$(each)') $(ARGS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -25,7 +25,7 @@ lint: .venv/dev
 
 # The quick part of what CI asks for.
 check: lint
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not processes" $(ARGS)
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/overhead.py $(ARGS)

@@ -16,6 +16,18 @@ from rlm_graph.graph import Graph
 from rlm_graph.kernel.session import close_all
 
 
+_START_PROCESSES = {"test_session", "test_dialect", "test_cli", "test_studio", "test_readme", "test_faults"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what starts kernels and other processes; `test_loop` stays unmarked, so that `make check` runs the loop."""
+    for item in items:
+        module = item.path.stem
+        starts = module in _START_PROCESSES or "scene" in getattr(item, "fixturenames", ())
+        if starts and module != "test_loop":
+            item.add_marker(pytest.mark.processes)
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A content store that no other test has written to."""

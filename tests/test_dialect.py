@@ -230,10 +230,9 @@ async def test_names_that_a_cell_redefines_are_back_in_the_next(run, session, tm
     assert (await run("print(llm_query('q'), context, len(llm_query_batched(['a'])))")).stdout == "re: q the text 1\n"
 
 
-async def test_a_shadowed_print_is_the_cells_own_affair(run):
-    await run("real = print\nprint = len = None")
-    done = await run("del print, len\nprint(len('abc'))")
-    assert done.stdout == "3\n"
+async def test_shadows_of_print_and_len_are_lifted_before_the_next_cell(run):
+    await run("print = len = None")
+    assert (await run("print(len('abc'))")).stdout == "3\n"
 
 
 async def test_overwritten_builtins_are_back_in_the_next_cell(run):

@@ -48,7 +48,7 @@ class Run:
     def ask(self, question: str, turns: int = 6) -> str:
         space: dict[str, Any] = {"context": self.value, "answer": {"content": "", "ready": False}}
         space |= names(self) | {"llm_query_batched": self.read} | dict.fromkeys(self.broken)
-        left = left_note("", turns_left=self.turns_left, calls_left=self.calls_left, refused=0)
+        left = left_note("", turns_left=self.turns_left, calls_left=self.calls_left, exhausted=False)
         system = system_for(Limits(), self.depth, None)
         messages: list[BaseMessage] = root_messages(system, question, "a dict", [], [], left)
         for _ in range(turns):
