@@ -387,7 +387,7 @@ def main() -> None:
     table = Table("figure", "threshold", "measured", "", "floor: the model alone", "rlms", box=box.MARKDOWN)
     for row in bench.rows:
         table.add_row(row.figure, row.threshold, row.measured, row.verdict, row.floor, row.rlms)
-    console = Console(width=200)
+    console = Console(width=240)
     console.print(table, f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
     for row in (row for row in bench.rows if row.verdict == "MISSED"):
         console.print(f"MISSED: {row.figure}: {row.goes or row.measured}")

@@ -7,18 +7,21 @@ run id, never by a checkpoint's namespace.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from langgraph.errors import GraphBubbleUp
 
+from rlm_graph.errors import KernelError
 from rlm_graph.kernel.background import background
 from rlm_graph.kernel.kernel import Kernel, Replies, Work
-from rlm_graph.kernel.session import KernelOptions, start_session
+from rlm_graph.kernel.session import KernelOptions, Session, start_session
 
 MOST = 32
 """Kernels that live at once in this process, before the one that was idle longest makes room."""
@@ -29,7 +32,26 @@ IDLE_SECONDS = 600.0
 ORPHAN_SECONDS = 15.0
 """How long a kernel is kept that no node holds, of a run that has no thread and so cannot be resumed."""
 
+
+@dataclass(frozen=True, slots=True)
+class _Starting:
+    """A session that was asked for before it is needed."""
+
+    session: concurrent.futures.Future[Session]
+    since: float
+
+    def give_up(self) -> None:
+        """Ends the session as soon as it has started: nobody wants it any more."""
+        self.session.add_done_callback(_end_quietly)
+
+
+def _end_quietly(started: concurrent.futures.Future[Session]) -> None:
+    if not started.cancelled() and started.exception() is None:
+        started.result().close_soon()
+
+
 _kernels: dict[str, Kernel] = {}
+_starting: dict[str, _Starting] = {}
 _held: Counter[str] = Counter()
 _deaths: Counter[tuple[str, int]] = Counter()
 _lock = threading.Lock()
@@ -60,6 +82,26 @@ async def holding(run: str) -> AsyncIterator[None]:
                 kernel.touched = time.monotonic()
 
 
+def prepare(run: str, options: KernelOptions) -> None:
+    """Starts a session for a run that will need one soon, so that its first cell need not wait for it."""
+    future = asyncio.run_coroutine_threadsafe(start_session(options, name=run[:12]), background().loop)
+    with _lock:
+        _starting[run] = _Starting(future, time.monotonic())
+    background().loop.call_soon_threadsafe(_sweep_later)
+
+
+async def _session(run: str, options: KernelOptions) -> Session:
+    with _lock:
+        starting = _starting.pop(run, None)
+    if starting is None:
+        return await start_session(options, name=run[:12])
+    try:
+        return await asyncio.wrap_future(starting.session)
+    except asyncio.CancelledError:
+        starting.give_up()
+        raise
+
+
 def live_kernel(run: str) -> Kernel | None:
     """The live kernel of a run, if this process has one."""
     kernel = _kernels.get(run)
@@ -76,9 +118,9 @@ async def kernel_for(work: Work, options: KernelOptions, store: Any, replies: Re
     kernel = _kernels.get(work.run)
     if kernel is not None and kernel.serves(work):
         return kernel
-    await close_kernel(work.run)
+    await _close(work.run)
     _make_room()
-    kernel = Kernel(work.run, await start_session(options, name=work.run[:12]), lasting=lasting)
+    kernel = Kernel(work.run, await _session(work.run, options), lasting=lasting)
     with _lock:
         _kernels[work.run] = kernel
     background().loop.call_soon_threadsafe(_sweep_later)
@@ -91,7 +133,17 @@ async def kernel_for(work: Work, options: KernelOptions, store: Any, replies: Re
 
 
 async def close_kernel(run: str) -> None:
-    """Ends the run's kernel, if it has one, and waits until it is gone."""
+    """Ends the run's kernel, also one that is only starting, and waits until it is gone."""
+    with _lock:
+        starting = _starting.pop(run, None)
+    if starting is not None:
+        starting.give_up()
+        with suppress(KernelError):
+            await (await asyncio.wrap_future(starting.session)).close()
+    await _close(run)
+
+
+async def _close(run: str) -> None:
     with _lock:
         kernel = _kernels.pop(run, None)
     if kernel is not None:
@@ -102,8 +154,11 @@ def drop_kernel(run: str) -> None:
     """Ends the run's kernel without waiting: for a run that was cancelled or failed, or a kernel that makes room."""
     with _lock:
         kernel = _kernels.pop(run, None)
+        starting = _starting.pop(run, None)
     if kernel is not None:
         kernel.session.close_soon()
+    if starting is not None:
+        starting.give_up()
 
 
 def died(run: str, cell: int) -> int:
@@ -149,8 +204,11 @@ def _sweep() -> None:
             for run, kernel in _kernels.items()
             if not _held[run] and now - kernel.touched > (IDLE_SECONDS if kernel.lasting else ORPHAN_SECONDS)
         ]
+        unwanted = [run for run, s in _starting.items() if not _held[run] and now - s.since > ORPHAN_SECONDS]
     for kernel in idle:
         kernel.made_room = True
         drop_kernel(kernel.run)
-    if _kernels:
+    for run in unwanted:
+        drop_kernel(run)
+    if _kernels or _starting:
         _sweep_later()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.messages import HumanMessage, get_buffer_string
 from langchain_core.runnables import RunnableConfig
 
-from rlm_graph import context, models
+from rlm_graph import context, flow, models
 from rlm_graph.errors import ContextError
 from rlm_graph.identity import new_run
+from rlm_graph.kernel import pool
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Opaque, Source, State
@@ -40,6 +41,8 @@ def load(settings: Settings, depth: int) -> Node:
             tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
             await tree.mark(sources, ended=False)
             await asyncio.to_thread(keep_small, settings.store)
+        if not flow.is_direct(cast(State, {**state, **opened}), depth, settings.direct_below):
+            pool.prepare(opened["run"], settings.kernel_options())
         return {**opened, "question": "", "asked": question}
 
     return Node(act, "load")
