@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -677,7 +676,10 @@ async def test_a_host_that_is_killed_leaves_no_kernel(code):
     process.kill()
     process.wait()
     assert await gone(pid)
-    shutil.rmtree(folder)
+    os.utime(folder / "lock", (0, 0))
+    another, _, its_own = await host("1", "sys.exit(0)")
+    assert await asyncio.to_thread(another.wait, 20) == 0
+    assert not folder.exists() and not its_own.exists()
 
 
 async def test_a_host_that_exits_without_closing_leaves_nothing():

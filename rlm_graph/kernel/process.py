@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -11,8 +12,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import zmq.asyncio
@@ -25,6 +28,8 @@ _LAUNCH = Path(__file__).parent / "inside" / "launch.py"
 # Longer ones do not fit a Unix socket's address together with what comes after.
 _LONGEST_FOLDER = 70
 _POLL_SECONDS = 0.05
+# A folder that another process is just making may not be locked yet.
+_SURELY_LOCKED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class Process:
         folder: Private to this kernel: connection file, sockets, log, and `scratch`, its working directory.
         manager: Jupyter's view of it: the keys and addresses of its channels.
         bridge: The host's end of the socket pair.
+        lock: A lock on the folder, held as long as this process lives: a folder without one was left by a killed host.
         oom_kills: How often the system had killed for want of memory when this process started.
     """
 
@@ -42,6 +48,7 @@ class Process:
     folder: Path
     manager: AsyncKernelManager
     bridge: socket.socket
+    lock: int
     oom_kills: int
 
 
@@ -66,7 +73,9 @@ def environment(scratch: Path) -> dict[str, str]:
 
 def spawn(context: zmq.asyncio.Context, memory: int) -> Process:
     """Starts a kernel. Blocks; call it on a thread that never ends (see `launch.py`)."""
+    _clear_leftovers()
     folder = _make_folder()
+    lock = _locked(folder)
     ours, theirs = socket.socketpair()
     try:
         manager = AsyncKernelManager(
@@ -85,9 +94,10 @@ def spawn(context: zmq.asyncio.Context, memory: int) -> Process:
                 stderr=log.fileno(),
                 pass_fds=(theirs.fileno(),),
             )
-        return Process(popen, folder, manager, ours, oom_kills())
+        return Process(popen, folder, manager, ours, lock, oom_kills())
     except BaseException:
         ours.close()
+        os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
@@ -100,6 +110,34 @@ def _make_folder() -> Path:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="rlm-", dir="/tmp"))
     return folder
+
+
+def _locked(folder: Path) -> int:
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+@cache
+def _clear_leftovers() -> None:
+    """Removes, once, the folders that killed hosts of this user left behind."""
+    for lock in Path(tempfile.gettempdir()).glob("rlm-*/lock"):
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime < _SURELY_LOCKED_SECONDS:
+                continue
+            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def release(process: Process) -> None:
+    """Waits for a killed process to be gone, and removes what it had. Blocks."""
+    process.popen.wait()
+    shutil.rmtree(process.folder, ignore_errors=True)
+    os.close(process.lock)
 
 
 def kill(process: Process) -> None:

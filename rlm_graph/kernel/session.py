@@ -7,7 +7,6 @@ import atexit
 import concurrent.futures
 import contextlib
 import os
-import shutil
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from .cell import RunningCell
 from .inbox import Failure
 from .inside.frames import TooLarge, row
 from .intake import read_calls, read_report
-from .process import Process, kill, obituary, spawn, watch_exit
+from .process import Process, kill, obituary, release, spawn, watch_exit
 
 _START_SECONDS = 60.0
 _BIND_SECONDS = 300.0
@@ -352,7 +351,7 @@ class Session:
         if process is not None:
             kill(process)
             process.bridge.close()
-            await self._background.sweeper.call(lambda: _sweep(process))
+            await self._background.sweeper.call(lambda: release(process))
         _sessions.discard(self)
 
 
@@ -373,11 +372,6 @@ def _row(number: int, reply: Reply) -> str:
         return row([number, reply.text, reply.error, reply.message])
     except TooLarge as error:
         return row([number, None, "SubCallError", str(error)])
-
-
-def _sweep(process: Process) -> None:
-    process.popen.wait()
-    shutil.rmtree(process.folder, ignore_errors=True)
 
 
 def close_all() -> None:
