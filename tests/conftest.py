@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 from langchain_openai import ChatOpenAI
-from model_server import ModelServer, Script, by_model
 
+from model_server import ModelServer, Script, by_model
 from rlm_graph import create_rlm
 from rlm_graph.graph import Graph
 from rlm_graph.kernel.session import close_all
-
 
 _START_PROCESSES = {"test_session", "test_dialect", "test_cli", "test_studio", "test_readme", "test_faults"}
 

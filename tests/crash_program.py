@@ -12,8 +12,8 @@ from typing import Any
 
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from model_server import Answer, Request, scripted
 
+from model_server import Answer, Request, scripted
 from rlm_graph import Limits, create_rlm
 
 QUESTION = "How many items, and what does the deep part say?"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from model_server import Request, scripted
 
+from model_server import Request, scripted
 from rlm_graph.errors import RLMError
 from rlm_graph.kernel.session import close_all
 

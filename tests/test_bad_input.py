@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
-from model_server import Answer, scripted
 
+from model_server import Answer, scripted
 from rlm_graph import create_rlm
 from rlm_graph.errors import ContextError, ModelError
 

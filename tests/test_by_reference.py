@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from model_server import Request, scripted
 
+from model_server import Request, scripted
 from rlm_graph import hold
 from rlm_graph.tokens import estimate
 

@@ -10,8 +10,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.cache.memory import InMemoryCache
 from langgraph.cache.sqlite import SqliteCache
-from model_server import Answer, Request, scripted
 
+from model_server import Answer, Request, scripted
 from rlm_graph import Limits, create_rlm
 
 TEXT = "some text to work on. " * 100

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import Answer, ModelServer, Script, by_model, scripted
 
+from model_server import Answer, ModelServer, Script, by_model, scripted
 from rlm_graph.cli import DEFAULT_MODEL, Choice, choose, printable
 from rlm_graph.errors import ModelError
 

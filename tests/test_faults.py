@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import crash_program
 import pytest
+
+import crash_program
 from conftest import kernels
 from crash_program import ANSWER, QUESTION, ROOT, TEXT, Task, sub
 from model_server import ModelServer, by_model

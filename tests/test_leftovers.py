@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import kernels
 from model_server import Answer, scripted
-
 from rlm_graph.errors import ModelError
 
 TEXT = "some text to work on. " * 100

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from model_server import Answer, Request, scripted
 
+from model_server import Answer, Request, scripted
 from rlm_graph import Limits
 
 TEXT = "some text to work on. " * 100
@@ -114,7 +114,6 @@ async def test_depth_0_makes_no_calls_and_tells_the_root_so(scene: Any) -> None:
 async def test_three_levels_use_the_sub_model_of_their_depth(scene: Any) -> None:
     from conftest import chat
     from model_server import ModelServer, by_model
-
     from rlm_graph import create_rlm
 
     def deep(code: str) -> Any:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+
 from model_server import Request, scripted
 
 THREE_TURNS = scripted(

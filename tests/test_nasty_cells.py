@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
+
 from conftest import kernels
 from model_server import Answer, scripted
-
 from rlm_graph import Limits
 
 TEXT = "some text to work on. " * 100

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
+
 from model_server import Request, scripted
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}

@@ -9,8 +9,8 @@ import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from model_server import Answer, Request, scripted, spread
 
+from model_server import Answer, Request, scripted, spread
 from rlm_graph import Limits, create_rlm
 
 TEXT = "some text to work on. " * 100

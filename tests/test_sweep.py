@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
-from model_server import scripted
 
+from model_server import scripted
 from rlm_graph.sweep import DAY, sweep
 
 pytestmark = pytest.mark.usefixtures("runs_left_waiting")
