@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlm_graph.errors import RLMError
 from rlm_graph.state import Call
 from rlm_graph.tokens import estimate
 
@@ -37,16 +36,18 @@ def request(calls: Mapping[str, Call], model: str, nested: int, made: int) -> di
     }
 
 
-def calls_allowed(said: Any, asked: int) -> int:
-    """How many of the calls asked for may be made.
+def not_understood(said: Any) -> str:
+    """What a human is told who answered something else; the question is then put again."""
+    return f"{str(said)[:60]!r} is no answer. {HOW}"
+
+
+def calls_allowed(said: Any, asked: int) -> int | None:
+    """How many of the calls asked for may be made; None where the answer is none that we know.
 
     Args:
         said: What the run was resumed with: `"approve"` or True, `"refuse"` or False, a number of calls, or
             `{"max_calls": number}`.
         asked: Calls asked for.
-
-    Raises:
-        RLMError: It is none of these.
     """
     if isinstance(said, dict):
         said = said.get("max_calls")
@@ -56,4 +57,4 @@ def calls_allowed(said: Any, asked: int) -> int:
         return 0
     if isinstance(said, int) and said >= 0:
         return min(said, asked)
-    raise RLMError(f"{str(said)[:60]!r} is no answer to an approval. {HOW}")
+    return None

@@ -110,9 +110,11 @@ def build_rlm(
         content_store: …
         name: …
     """
-    limits = limits or Limits()
+    limits = Limits() if limits is None else limits
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits is a Limits(…), not {type(limits).__name__}")
     settings = Settings(
-        models=models_by_depth(model, sub_model, limits.max_retries),
+        models=models_by_depth(model, sub_model),
         limits=limits,
         system_prompt=system_prompt,
         direct_below=direct_below,

@@ -41,6 +41,8 @@ class Limits:
         zero_is_fine = {"max_depth", "max_calls", "max_retries"}
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"Limits({field.name}={value!r}): it must be a number")
             least = 0 if field.name in zero_is_fine else 1
             if value < least:
                 raise ValueError(f"Limits({field.name}={value}): it must be at least {least}")
@@ -71,6 +73,8 @@ class Ledger:
         self._spent: dict[str, Spent] = {}
         self._failed: set[str] = set()
         self._refused: set[str] = set()
+        self._short = False
+        """Whether calls were refused and none has been let go since: what was wanted was not got another way."""
         self._turns: set[str] = set()
 
     def reserve(self, ids: Sequence[str]) -> bool:
@@ -79,7 +83,9 @@ class Ledger:
             new = set(ids) - self._reserved
             if len(self._reserved) + len(new) > self._limits.max_calls:
                 self._refused.update(new)
+                self._short = True
                 return False
+            self._short = self._short and not new
             self._reserved |= new
             return True
 
@@ -110,9 +116,9 @@ class Ledger:
             return self._limits.max_calls - len(self._reserved)
 
     def limit_reached(self) -> Literal["max_calls"] | None:
-        """The limit that has cost this tree calls and leaves room for no more, if one has."""
+        """The limit that has cost this tree calls, unless it then made do with fewer."""
         with self._lock:
-            return "max_calls" if self._refused and len(self._reserved) >= self._limits.max_calls else None
+            return "max_calls" if self._short else None
 
     def progress(self) -> dict[str, int]:
         """Calls asked, done and failed so far in the whole tree."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
 
 T = TypeVar("T")
+_FIRST_PAUSE_SECONDS = 0.5
 _synchronous: contextvars.ContextVar[bool] = contextvars.ContextVar("rlm_graph_synchronous", default=False)
 
 
@@ -30,8 +32,10 @@ def resolve(model: BaseChatModel | Runnable[Any, AIMessage] | str) -> Runnable[A
     Raises:
         ModelError: The name has no provider, or the provider's package is not installed.
     """
-    if not isinstance(model, str):
+    if isinstance(model, Runnable):
         return model
+    if not isinstance(model, str):
+        raise ModelError(f"a model is a chat model or 'provider:name', not {type(model).__name__}")
     provider, _, name = model.partition(":")
     if not name:
         raise ModelError(f"no provider in the model name {model!r}: write it as 'provider:name', e.g. 'openai:{model}'")
@@ -59,16 +63,6 @@ def name_of(model: Runnable[Any, Any]) -> str:
         if isinstance(name := getattr(bound, attribute, None), str) and name:
             return name
     return type(bound).__name__
-
-
-def retrying(model: Runnable[Any, AIMessage], tries: int) -> Runnable[Any, AIMessage]:
-    """A model that asks again after a transient error, with back-off.
-
-    One with a `max_retries` of its own does so by itself (ChatOpenAI does, and honours Retry-After), and is left alone.
-    """
-    if tries == 0 or hasattr(_innermost(model), "max_retries"):
-        return model
-    return model.with_retry(retry_if_exception_type=is_transient, stop_after_attempt=tries + 1)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -99,9 +93,38 @@ def window_of(model: Runnable[Any, Any]) -> int | None:
 
 
 async def ask(
+    model: Runnable[Any, AIMessage],
+    messages: Sequence[BaseMessage],
+    config: RunnableConfig,
+    threads: Executor,
+    tries: int,
+) -> AIMessage:
+    """One model call: awaited on this loop, or in a thread of `threads` when the run is synchronous.
+
+    A transient failure is tried again, with back-off, unless the model has a `max_retries` of its own and so sees to
+    that by itself (ChatOpenAI does, and honours Retry-After).
+
+    Args:
+        model: Who is asked.
+        messages: What.
+        config: The node's configuration, so that callbacks and streams see the call.
+        threads: Where a synchronous run calls.
+        tries: How often a transient failure is tried again.
+    """
+    try:
+        return await _asked(model, messages, config, threads)
+    except Exception as error:
+        if tries == 0 or hasattr(_innermost(model), "max_retries") or not is_transient(error):
+            raise
+    # Wrapped only now: a wrapper around every call would cost more than the rest of what we do for it.
+    await asyncio.sleep(_FIRST_PAUSE_SECONDS * (1 + random.random()))
+    again = model.with_retry(retry_if_exception_type=is_transient, stop_after_attempt=tries)
+    return await _asked(again, messages, config, threads)
+
+
+async def _asked(
     model: Runnable[Any, AIMessage], messages: Sequence[BaseMessage], config: RunnableConfig, threads: Executor
 ) -> AIMessage:
-    """One model call: awaited on this loop, or in a thread of `threads` when the run is synchronous."""
     if not _synchronous.get():
         return await model.ainvoke(list(messages), config)
     context = contextvars.copy_context()

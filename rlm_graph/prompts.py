@@ -82,6 +82,7 @@ def root_messages(
     system_prompt: str,
     question: str,
     description: str,
+    earlier: Sequence[str],
     turns: Sequence[Turn],
     journal: Sequence[Cell],
     note: str,
@@ -92,11 +93,12 @@ def root_messages(
         system_prompt: What `system_for` gave.
         question: The question.
         description: What the context is, in words; never its text.
+        earlier: What was said on the thread before.
         turns: The turns so far on this question.
         journal: The cells of these turns.
         note: What the host says before the coming turn; kept in the turn, so that it is said again word for word.
     """
-    first = f"Question: {question}\n\nContext: {description}"
+    first = f"Question: {question}\n\nContext: {description}{_earlier(earlier)}"
     messages: list[BaseMessage] = [SystemMessage(system_prompt)]
     for number, turn in enumerate(turns):
         heard = [c for c in journal if c["turn"] == number - 1] if number else []
@@ -115,10 +117,19 @@ def system_for(limits: Limits, depth: int, instructions: str | None) -> str:
     return f"{prompt}\n\n# Instructions from the user\n{instructions}" if instructions else prompt
 
 
-def direct_messages(question: str, text: str, instructions: str | None) -> list[BaseMessage]:
+def direct_messages(
+    question: str, text: str, left_out: Sequence[str], earlier: Sequence[str], instructions: str | None
+) -> list[BaseMessage]:
     """The one prompt of a question whose whole context fits."""
     system = f"{DIRECT}\n\n{instructions}" if instructions else DIRECT
-    return [SystemMessage(system), HumanMessage(f"Question: {question}\n\nText:\n{text}")]
+    missing = f"\n\nNot in the text: {'; '.join(left_out)}" if left_out else ""
+    return [SystemMessage(system + _earlier(earlier) + missing), HumanMessage(f"Question: {question}\n\nText:\n{text}")]
+
+
+def _earlier(said: Sequence[str]) -> str:
+    if not said:
+        return ""
+    return "\n\nSaid before on this thread; variables of that work are still there (`SHOW_VARS()`):\n" + "\n".join(said)
 
 
 def left_note(notice: str, *, turns_left: int, calls_left: int, exhausted: bool) -> str:

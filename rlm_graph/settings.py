@@ -51,20 +51,12 @@ class Settings:
         return KernelOptions(limits.cell_seconds, limits.cell_output, limits.kernel_memory)
 
 
-def models_by_depth(
-    model: Model, sub_model: Model | Sequence[Model] | None, tries: int
-) -> tuple[Runnable[Any, AIMessage], ...]:
-    """The root's model followed by the sub-models; without any, the root's own serves at every depth.
-
-    Args:
-        model: The root's.
-        sub_model: The others'.
-        tries: How often a transient failure is tried again, where a model does not see to that itself.
-    """
+def models_by_depth(model: Model, sub_model: Model | Sequence[Model] | None) -> tuple[Runnable[Any, AIMessage], ...]:
+    """The root's model followed by the sub-models; without any, the root's own serves at every depth."""
     if sub_model is None:
         below: list[Model] = []
     elif isinstance(sub_model, Sequence) and not isinstance(sub_model, str):
         below = list(sub_model)
     else:
         below = [sub_model]
-    return tuple(models.retrying(models.resolve(m), tries) for m in (model, *below))
+    return tuple(models.resolve(m) for m in (model, *below))

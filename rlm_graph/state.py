@@ -210,9 +210,6 @@ StopReason = Literal[
     "direct",
     "max_turns",
     "max_calls",
-    "max_tokens",
-    "max_cost",
-    "max_seconds",
     "max_steps",
     "errors",
     "refused",
@@ -288,6 +285,8 @@ class State(Input, Output, total=False):
     run: str
     tree: str
     """Run id and question of the top of the recursion tree: the ledger's key, and the stored replies'."""
+    earlier: list[str]
+    """What was said on the thread before the present question, cut to what fits a prompt."""
     asked: str
     """The question being worked on; `question` is cleared when it has been taken in, so that a follow-up shows."""
     sources: list[Source]

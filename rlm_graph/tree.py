@@ -155,7 +155,13 @@ class Tree:
         return f"run/{self.run}/reply/{id}"
 
     def _entry(self, reply: Reply, spent: Spent | None) -> dict[str, Any]:
-        return {"tree": self.id, **asdict(reply), "spent": asdict(spent) if spent else None}
+        return {
+            "tree": self.id,
+            "text": reply.text,
+            "error": reply.error,
+            "message": reply.message,
+            "spent": asdict(spent) if spent else None,
+        }
 
 
 _trees: OrderedDict[str, Tree] = OrderedDict()

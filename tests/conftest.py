@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,5 +96,8 @@ def no_kernel_left() -> Iterator[None]:
     """Every test ends without a kernel of its own."""
     before = kernels()
     yield
+    deadline = time.monotonic() + 5  # a failed or cancelled run does not wait for its kernel's end
+    while kernels() - before and time.monotonic() < deadline:
+        time.sleep(0.02)
     left = kernels() - before
     assert not left, f"kernels left behind: {left}"

@@ -164,7 +164,8 @@ class ModelServer:
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        # LangChain keeps one HTTP client for each address, and a port may come again on another event loop.
+        return f"http://127.0.0.1:{self.port}/{id(self):x}/v1"
 
     @property
     def seen(self) -> list[Record]:
@@ -223,9 +224,9 @@ class ModelServer:
         payload = await reader.readexactly(int(headers.get("content-length", 0)))
         method, path, _ = first.split(" ", 2)
         keep = headers.get("connection", "").lower() != "close"
-        if (method, path) == ("POST", "/v1/chat/completions"):
+        if method == "POST" and path.endswith("/v1/chat/completions"):
             return await self._complete(json.loads(payload), headers, reader, writer) and keep
-        if (method, path) == ("GET", "/v1/models"):
+        if method == "GET" and path.endswith("/v1/models"):
             names = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self._models]
             writer.write(response(200, {"object": "list", "data": names}))
         elif (method, path) == ("GET", "/stats"):

@@ -69,10 +69,18 @@ async def test_refused_calls_are_a_typed_error_in_the_cell(scene: Any, said: Any
     assert (out["answer"], out["stop_reason"], s.server.asked("sub")) == ("0", "refused", 0)
 
 
-async def test_what_is_no_answer_is_told(scene: Any) -> None:
-    _, rlm, _ = await asked(scene)
-    with pytest.raises(RLMError, match=r"'perhaps' is no answer to an approval\. Resume with 'approve'"):
-        await rlm.ainvoke(Command(resume="perhaps"), THREAD)
+async def test_what_is_no_answer_is_told_and_the_question_put_again(scene: Any) -> None:
+    s, rlm, _ = await asked(scene)
+    out = await rlm.ainvoke(Command(resume="perhaps"), THREAD)
+    [again] = out["__interrupt__"]
+    assert again.value["complaint"].startswith("'perhaps' is no answer. Resume with 'approve'")
+    out = await rlm.ainvoke(Command(resume="approve"), THREAD)
+    assert (out["answer"], s.server.asked("sub")) == ("40", 40)
+
+
+async def test_without_a_checkpointer_nobody_can_be_asked(scene: Any) -> None:
+    with pytest.raises(RLMError, match="approve_above needs a checkpointer"):
+        await scene(ROOT, echo).rlm(approve_above=10).ainvoke({"question": "q", "context": TEXT})
 
 
 async def test_calls_made_one_by_one_are_asked_about_when_they_add_up(scene: Any) -> None:

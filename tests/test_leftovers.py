@@ -89,7 +89,10 @@ CALLS = {
 def test_none_after_ctrl_c_and_the_program_ends_at_once(call: str, tmp_path: Path) -> None:
     source = PROGRAM.format(tests=str(Path(__file__).parent), call=CALLS[call])
     program = subprocess.Popen(
-        [sys.executable, "-c", source], env={**os.environ, "RLM_GRAPH_HOME": str(tmp_path)}, stderr=subprocess.PIPE
+        [sys.executable, "-c", source],
+        env={**os.environ, "RLM_GRAPH_HOME": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,
     )
     try:
         children = asyncio.run(children_of(program.pid))
@@ -102,6 +105,11 @@ def test_none_after_ctrl_c_and_the_program_ends_at_once(call: str, tmp_path: Pat
     finally:
         program.kill()
         program.wait()
+
+
+def heed_ctrl_c() -> None:
+    """A shell has what it runs in the background ignore Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 async def children_of(pid: int) -> list[int]:

@@ -50,7 +50,7 @@ class Run:
         space |= names(self) | {"llm_query_batched": self.read} | dict.fromkeys(self.broken)
         left = left_note("", turns_left=self.turns_left, calls_left=self.calls_left, exhausted=False)
         system = system_for(Limits(), self.depth, None)
-        messages: list[BaseMessage] = root_messages(system, question, "a dict", [], [], left)
+        messages: list[BaseMessage] = root_messages(system, question, "a dict", [], [], [], left)
         for _ in range(turns):
             reply = self.root.invoke(messages)
             heard = self.run(str(reply.text), space)
@@ -254,12 +254,12 @@ def test_a_question_cannot_break_out_of_its_cell() -> None:
 
 
 def test_asked_directly_the_root_answers_from_the_text() -> None:
-    messages = direct_messages("Who keeps a dog?", "Ann keeps a cat. Bob keeps a dog.", None)
+    messages = direct_messages("Who keeps a dog?", "Ann keeps a cat. Bob keeps a dog.", [], [], None)
     assert OfflineRoot().invoke(messages).text == "Bob keeps a dog."
 
 
 def test_asked_directly_about_nothing_in_the_text_the_root_says_so() -> None:
-    messages = direct_messages("Which zeppelin landed?", "Ann keeps a cat.", None)
+    messages = direct_messages("Which zeppelin landed?", "Ann keeps a cat.", [], [], None)
     assert OfflineRoot().invoke(messages).text == "Nothing in the text mentions zeppelin, land."
 
 

@@ -55,7 +55,7 @@ JOURNAL = [
 
 
 def root_text() -> str:
-    messages = prompts.root_messages(SYSTEM, "How many?", "a str of 9 characters.", TURNS, JOURNAL, note(28))
+    messages = prompts.root_messages(SYSTEM, "How many?", "a str of 9 characters.", [], TURNS, JOURNAL, note(28))
     return "\n\n".join(f"=== {m.type} ===\n{m.text}" for m in messages) + "\n"
 
 
@@ -70,8 +70,8 @@ def test_what_the_root_reads_is_as_in_the_snapshot() -> None:
 
 
 def test_messages_only_ever_grow_at_the_end() -> None:
-    before = prompts.root_messages(SYSTEM, "q", "d", TURNS[:1], JOURNAL, TURNS[1]["note"])
-    after = prompts.root_messages(SYSTEM, "q", "d", TURNS, [*JOURNAL, cell(3, 1)], note(28))
+    before = prompts.root_messages(SYSTEM, "q", "d", [], TURNS[:1], JOURNAL, TURNS[1]["note"])
+    after = prompts.root_messages(SYSTEM, "q", "d", [], TURNS, [*JOURNAL, cell(3, 1)], note(28))
     assert [m.text for m in after[: len(before)]] == [m.text for m in before]
 
 

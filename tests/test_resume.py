@@ -135,3 +135,24 @@ async def test_a_replay_that_asks_something_else_is_told_and_asks_nothing(scene:
     ]
     assert s.server.asked("sub") == 1
     assert "Check its variables before you use them" in s.root_prompts()[-1]
+
+
+async def test_a_follow_up_tells_the_root_what_was_said_before(scene: Any) -> None:
+    root = scripted("```repl probe\nanswer['content'] = 'A red car.'; answer['ready'] = True\n```")
+    s = scene(root)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "What is it?", "context": TEXT}, THREAD)
+    await rlm.ainvoke({"question": "And how fast?"}, THREAD)
+    last = s.root_prompts()[-1]
+    assert "Question: And how fast?" in last
+    assert "Question: What is it?\nAnswer: A red car." in last
+    assert "SHOW_VARS()" in last.split("Said before on this thread")[1]
+
+
+async def test_a_conversation_before_the_question_is_told_to_the_root(scene: Any) -> None:
+    from langchain_core.messages import AIMessage, HumanMessage
+
+    s = scene(scripted("FINAL(done)"))
+    said = [HumanMessage("I mean the red car."), AIMessage("I see."), HumanMessage("How fast is it?")]
+    await s.rlm().ainvoke({"messages": said, "context": TEXT})
+    assert "human: I mean the red car.\nai: I see." in s.root_prompts()[0]

@@ -7,6 +7,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import os
+import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class Session:
         self._bridge = Bridge(self._receive, self._bridge_lost)
         self._shell: Any = None
         self._cell: RunningCell | None = None
+        self._giving = threading.Lock()
+        self._given: list[tuple[RunningCell, int, Reply]] = []
         self._failure: Failure | None = None
         self._ready: asyncio.Future[None] | None = None
         self._stop_watching: Callable[[], None] = _nothing
@@ -144,8 +147,11 @@ class Session:
         """Hands over answers by `Call.number`. Never blocks; numbers that nobody waits for are ignored."""
         cell = self._cell
         if cell is not None and self._failure is None and self._background.pid == os.getpid():
-            given = dict(answers)
-            self._loop.call_soon_threadsafe(self._give, cell, given)
+            with self._giving:
+                first = not self._given
+                self._given.extend((cell, number, reply) for number, reply in answers.items())
+            if first:
+                self._loop.call_soon_threadsafe(self._give_all)
 
     async def close(self) -> None:
         """Ends the kernel and removes everything that it had. Idempotent."""
@@ -228,6 +234,13 @@ class Session:
         cell.add(calls)
         if cell.expired:
             self._give(cell, {call.number: _TOO_LATE for call in calls})
+
+    def _give_all(self) -> None:
+        """Hands over what was given since the last wake-up of the loop, as one frame and one write."""
+        with self._giving:
+            given, self._given = self._given, []
+        if self._cell is not None:
+            self._give(self._cell, {number: reply for cell, number, reply in given if cell is self._cell})
 
     def _give(self, cell: RunningCell, answers: dict[int, Reply]) -> None:
         if cell is self._cell and cell.done is None:

@@ -45,8 +45,13 @@ def compose(settings: Settings, depth: int) -> Node:
 
 async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> str:
     text = await asyncio.to_thread(read_text, state["sources"][-1], settings.store)
-    messages = prompts.direct_messages(state["asked"], text, settings.system_prompt)
-    return (await root_reply(tree, settings, 0, state["run"], messages, config)).text
+    left_out = state["sources"][-1].get("left_out") or []
+    messages = prompts.direct_messages(
+        state["asked"], text, left_out, state.get("earlier") or [], settings.system_prompt
+    )
+    # A root that is no language model cannot read; where the sub-model is one, it answers.
+    depth = 1 if models.note_of(settings.model(0)) else 0
+    return (await root_reply(tree, settings, depth, state["run"], messages, config)).text
 
 
 async def best_answer(state: State, tree: Tree) -> str:
@@ -64,6 +69,12 @@ async def best_answer(state: State, tree: Tree) -> str:
     return next((c["stdout"].strip() for c in reversed(cells) if c["stdout"].strip()), "")
 
 
+def _last_error(state: State) -> str:
+    cells = (state.get("journal") or [])[state["start"]["cell"] :]
+    error = cells[-1]["error"] if cells else None
+    return error.strip().splitlines()[-1][:300] if error else ""
+
+
 def as_text(content: Any) -> str:
     """An answer as text: strings as they are, lists and mappings as JSON."""
     if isinstance(content, str):
@@ -79,11 +90,15 @@ async def _end(
     """What the caller gets; the kernel is closed, and the tree let go where this is its top."""
     await pool.close_kernel(state["run"])
     pool.forget_deaths(state["run"])
+    warnings = list(state.get("warnings") or [])
+    if reason == "errors" and (why := _last_error(state)):
+        warnings.append(f"the last cell failed: {why}")
     usage = {**tree.ledger.usage(), "seconds": round(time.time() - state["started"], 3)}
     ended: dict[str, Any] = {
         "answer": answer,
         "usage": usage,
         "stop_reason": reason,
+        "warnings": warnings,
         "queue": [],
         "running": None,
         "wave": None,

@@ -13,7 +13,7 @@ from langgraph.types import interrupt
 
 from rlm_graph import approval, models
 from rlm_graph.context import take_in
-from rlm_graph.errors import ContextError, KernelError
+from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Limits
@@ -137,8 +137,15 @@ async def _approved(
     ids = list(kernel.waiting)
     if step is None or tree.ledger.with_these(ids) <= await tree.approved(step):
         return {}
-    said = interrupt(approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(())))
-    allowed = approval.calls_allowed(said, len(ids))
+    if not tree.lasting:
+        raise RLMError(
+            "approve_above needs a checkpointer and a thread_id: without them nobody can be asked and answer"
+        )
+    allowed, complaint = None, ""
+    while allowed is None:
+        asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()))
+        said = interrupt({**asking, "complaint": complaint} if complaint else asking)
+        allowed, complaint = approval.calls_allowed(said, len(ids)), approval.not_understood(said)
     kept_back = ids[allowed:]
     told = f"a human allowed {allowed:,} of these {len(ids):,} calls"
     await refuse(kernel, tree, dict.fromkeys(kept_back, _error("BudgetExceeded", told)))

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, cast
 
-from langchain_core.messages import HumanMessage, get_buffer_string
+from langchain_core.messages import AnyMessage, HumanMessage, get_buffer_string
 from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import context, flow, models
@@ -22,6 +22,9 @@ from rlm_graph.tree import tree_of
 _CHECKPOINTER = "__pregel_checkpointer"
 """Where LangGraph's configuration carries the checkpointer; it has no public name."""
 
+_SAID_LINES, _SAID_CHARS = 6, 400
+"""How much of the earlier conversation the root is told, in lines and in characters of each."""
+
 _LONG_MESSAGE = 4_000
 """Characters above which a message that comes without a context is taken to hold it."""
 
@@ -30,7 +33,7 @@ def load(settings: Settings, depth: int) -> Node:
     """The node `load` of an RLM at `depth`."""
 
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
-        question, given = _asked(state, await _raw_context(state, config))
+        question, given, said = _asked(state, await _raw_context(state, config))
         sources = list(state.get("sources") or [])
         if given is not None:
             source = await asyncio.to_thread(context.take_in, given, settings.store)
@@ -43,7 +46,7 @@ def load(settings: Settings, depth: int) -> Node:
             await asyncio.to_thread(keep_small, settings.store)
         if not flow.is_direct(cast(State, {**state, **opened}), depth, settings.direct_below):
             pool.prepare(opened["run"], settings.kernel_options())
-        return {**opened, "question": "", "asked": question}
+        return {**opened, "question": "", "asked": question, "earlier": said}
 
     return Node(act, "load")
 
@@ -69,7 +72,7 @@ def _opened(state: State, sources: list[Source]) -> dict[str, Any]:
         "limit": None,
         "answer": None,
         "stop_reason": None,
-        "warnings": [],
+        "warnings": [f"left out of the context: {line}" for line in sources[-1].get("left_out") or ()],
     }
 
 
@@ -96,8 +99,8 @@ async def _raw_context(state: State, config: RunnableConfig) -> Any:
     return None
 
 
-def _asked(state: State, given: Any) -> tuple[str, Any]:
-    """The question, and what it is asked of (None: the context that the thread has already)."""
+def _asked(state: State, given: Any) -> tuple[str, Any, list[str]]:
+    """The question, what it is asked of (None: the context that the thread has already), and what was said before."""
     messages = list(state.get("messages") or [])
     question = (state.get("question") or "").strip()
     if not question and messages and isinstance(messages[-1], HumanMessage):
@@ -105,14 +108,24 @@ def _asked(state: State, given: Any) -> tuple[str, Any]:
     if not question:
         raise ContextError("no question: give `question`, or `messages` that end with a human message")
     if given is not None or state.get("sources"):
-        return question, given
+        return question, given, _said(state, messages)
     if any(m.text.strip() for m in messages):
-        return question, get_buffer_string(messages)
+        return question, get_buffer_string(messages), []
     if len(question) > _LONG_MESSAGE:
-        return _ends_of(question), question
+        return _ends_of(question), question, []
     raise ContextError(
         "no context: give `context` (a text, documents, a mapping, a pathlib.Path or what hold() returned)"
     )
+
+
+def _said(state: State, messages: list[AnyMessage]) -> list[str]:
+    """The conversation before this question: its messages, or the thread's own earlier questions and answers."""
+    said = list(state.get("earlier") or [])
+    if state.get("asked"):
+        said += [f"Question: {state['asked']}", f"Answer: {state.get('answer') or '(none)'}"]
+    elif messages:
+        said = [f"{m.type}: {m.text}" for m in messages]
+    return [line if len(line) <= _SAID_CHARS else f"{line[:_SAID_CHARS]}…" for line in said[-_SAID_LINES:]]
 
 
 def _ends_of(text: str) -> str:

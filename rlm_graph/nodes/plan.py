@@ -52,6 +52,7 @@ def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn
         prompts.system_for(settings.limits, depth, settings.system_prompt),
         state["asked"],
         describe(state["sources"][-1]),
+        state.get("earlier") or [],
         turns,
         (state.get("journal") or [])[state["start"]["cell"] :],
         note,
@@ -72,7 +73,7 @@ async def root_reply(
         return known
     try:
         async with tree.slot() as threads:
-            reply = await models.ask(model, messages, config, threads)
+            reply = await models.ask(model, messages, config, threads, settings.limits.max_retries)
     except Exception as error:
         raise ModelError(f"the root model {models.name_of(model)!r} failed: {models.first_line(error)}") from error
     await tree.record_turn(id, reply, spent_on(reply, messages, models.name_of(model), depth))

@@ -91,6 +91,7 @@ class _Asking:
         self.run, self.settings, self.depth = state["run"], settings, depth
         self.tree, self.config = tree, config
         self.model = settings.model(depth + 1)
+        self.name = models.name_of(self.model)
         self.settings_hash = models.settings_hash(self.model)
         self.cache = settings.cache
         self.own = self.taken_up = 0
@@ -164,24 +165,29 @@ class _Asking:
         return len(fits)
 
     async def _one(self, id: str, prompt: str, nth: int) -> None:
-        key = (("rlm_graph",), content_hash([self.settings_hash, prompt, nth]))
-        known = await self.cache.aget([key]) if self.cache is not None else {}
-        if key in known:
-            reply, spent = Reply(text=known[key]), None
-        else:
-            reply, spent = await self._reply(prompt)
-            if self.cache is not None and reply.text is not None:
-                await self.cache.aset({key: (reply.text, None)})
+        reply, spent = await self._cached(prompt, nth) if self.cache is not None else await self._reply(prompt)
         await self.tree.record(id, reply, spent)
         self._deliver(id, reply)
         self.tell()
 
+    async def _cached(self, prompt: str, nth: int) -> tuple[Reply, Spent | None]:
+        """A reply from the cache, else a new one for it; equal prompts of one cell have an entry each."""
+        assert self.cache is not None
+        key = (("rlm_graph",), content_hash([self.settings_hash, prompt, nth]))
+        known = await self.cache.aget([key])
+        if key in known:
+            return Reply(text=known[key]), None
+        reply, spent = await self._reply(prompt)
+        if reply.text is not None:
+            await self.cache.aset({key: (reply.text, None)})
+        return reply, spent
+
     async def _reply(self, prompt: str) -> tuple[Reply, Spent | None]:
         messages = [HumanMessage(prompt)]
-        name = models.name_of(self.model)
+        name = self.name
         try:
             async with self.tree.slot() as threads:
-                message = await models.ask(self.model, messages, self.config, threads)
+                message = await models.ask(self.model, messages, self.config, threads, self.settings.limits.max_retries)
         except GraphBubbleUp:
             raise
         except Exception as error:
