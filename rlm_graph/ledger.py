@@ -77,17 +77,38 @@ class Ledger:
         """Whether calls were refused and none has been let go since: what was wanted was not got another way."""
         self._turns: set[str] = set()
 
-    def reserve(self, ids: Sequence[str]) -> bool:
-        """Takes room for these calls, for all of them or for none."""
+    def reserve(self, ids: Sequence[str], most: int | None = None) -> Literal["reserved", "over", "unasked"]:
+        """Takes room for these calls, for all of them or for none.
+
+        Args:
+            ids: Call ids; those that have room already count once.
+            most: Calls that a human has approved, where one is to be asked.
+
+        Returns:
+            `over` where they exceed `max_calls`, `unasked` where they exceed `most`.
+        """
         with self._lock:
             new = set(ids) - self._reserved
-            if len(self._reserved) + len(new) > self._limits.max_calls:
+            reserved = len(self._reserved) + len(new)
+            if reserved > self._limits.max_calls:
                 self._refused.update(new)
                 self._short = True
-                return False
+                return "over"
+            if most is not None and reserved > most:
+                return "unasked"
             self._short = self._short and not new
             self._reserved |= new
-            return True
+            return "reserved"
+
+    def note_reserved(self, ids: Iterable[str]) -> None:
+        """Notes calls that an earlier process had reserved room for before it ended."""
+        with self._lock:
+            self._reserved.update(ids)
+
+    def note_refused(self, ids: Iterable[str]) -> None:
+        """Notes calls that were refused, by a human or before this process."""
+        with self._lock:
+            self._refused.update(ids)
 
     def settle(self, id: str, spent: Spent | None, *, failed: bool = False) -> None:
         """Notes what a reserved call came to."""

@@ -6,7 +6,7 @@ and a JSON client can write it and read it back. What lives on the host only is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -156,6 +156,8 @@ class Wave(TypedDict):
     """How many it lets go; 0 where all were refused or answered."""
     allowance: int
     """How many more plain calls a running `sub_call` may take up meanwhile."""
+    kernel: str
+    """Key of the waiting cell's kernel in the process that dispatched: a cache's name, nothing durable."""
     tries: int
     """How often in a row calls of a wave had come back without anything before this one."""
 
@@ -216,14 +218,19 @@ StopReason = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Opaque:
-    """A raw context on its way from the caller to `load`, which streams and traces show by its type alone."""
+    """A raw context on its way from the caller to `load`.
 
-    value: Any
+    Streams, traces and their serializers show it by its type alone: the value is in a closure, out of their reach.
+    """
+
+    __slots__ = ("take",)
+
+    def __init__(self, value: Any) -> None:
+        self.take: Callable[[], Any] = lambda: value
 
     def __repr__(self) -> str:
-        return f"<context: {type(self.value).__name__}>"
+        return f"<context: {type(self.take()).__name__}>"
 
 
 class Intake(UntrackedValue[Any]):
@@ -317,6 +324,7 @@ class SubCall(TypedDict):
     run: str
     tree: str
     wave: int
+    kernel: str
     batch: NotRequired[str]
     nested: NotRequired[str]
     allowance: NotRequired[int]

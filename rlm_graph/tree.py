@@ -85,6 +85,7 @@ class Tree:
 
     async def refuse(self, refusals: Mapping[str, Reply]) -> None:
         """Keeps refusals, so that a replayed cell is refused the same calls."""
+        self.ledger.note_refused(refusals)
         await self.store.amset(
             [(self._reply_key(id), _dump(self._entry(reply, None))) for id, reply in refusals.items()]
         )
@@ -111,8 +112,18 @@ class Tree:
         return int(data) if data is not None else step
 
     async def approve(self, calls: int) -> None:
-        """Notes how many calls the tree may make."""
+        """Notes how many calls the tree may make; what was approved before stays so."""
+        calls = max(calls, await self.approved(0))
         await self.store.amset([(f"run/{self.run}/approved/{self.id}", str(calls).encode("ascii"))])
+
+    async def known_asked(self, about: str) -> bool:
+        """Whether a human has been asked about this wave."""
+        [known] = await self.store.amget([f"run/{self.run}/asked/{about}"])
+        return known is not None
+
+    async def note_asked(self, about: str) -> None:
+        """Notes that a human is asked about this wave, before the interrupt that asks."""
+        await self.store.amset([(f"run/{self.run}/asked/{about}", b"1")])
 
     async def mark(self, sources: Sequence[Source], *, ended: bool) -> None:
         """Says which contexts the run needs and whether it has ended, for whoever bounds the store's growth."""
@@ -148,7 +159,9 @@ class Tree:
             id = key.rpartition("/")[2]
             if turns and spent is not None:
                 self.ledger.turn(id, spent)
-            elif not turns and entry["error"] != "BudgetExceeded":
+            elif not turns and entry["error"] == "BudgetExceeded":
+                self.ledger.note_refused([id])
+            elif not turns:
                 self.ledger.settle(id, spent, failed=entry["error"] is not None)
 
     def _reply_key(self, id: str) -> str:

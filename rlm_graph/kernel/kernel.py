@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -53,12 +54,37 @@ class Work:
         return digest(self.journal, self.sources)
 
 
+@dataclass(slots=True)
+class Siblings:
+    """The tasks of a wave beside its pump, as far as this process has seen them."""
+
+    expected: int = 0
+    started: int = 0
+    ended: int = 0
+
+    @property
+    def running(self) -> int:
+        return self.started - self.ended
+
+    @property
+    def all_ended(self) -> bool:
+        return self.ended >= self.expected
+
+
+_numbers = itertools.count()
+
+
 class Kernel:
     """A live session and what it has run."""
 
     def __init__(self, run: str, session: Session, *, lasting: bool) -> None:
         self.run = run
+        self.key = f"{run}/{next(_numbers)}"
+        """Its name in this process: a run may have several, where branches of its thread run at the same time."""
         self.session = session
+        self.holders = 0
+        """Nodes that work with it now."""
+        self.siblings = Siblings()
         self.lasting = lasting
         """Whether the run may go on after an interrupt or in another process: it has a thread."""
         self.made_room = False
@@ -173,13 +199,16 @@ class Kernel:
         await self.begin(past, store)
         unknown = 0
         while self.outcome is None:
-            asked = list(self.waiting) or await self.advance(past)
-            found = await replies(asked)
-            unknown += len(asked) - len(found)
-            self.deliver({id: found.get(id, _NOT_ON_RECORD) for id in asked})
+            new = list(self.waiting) or await self.advance(past)
+            found = await replies(new)
+            unknown += len(new) - len(found)
+            self.deliver({id: found.get(id, _NOT_ON_RECORD) for id in new})
+        asked = len(self.asked)
         done = self.take_outcome(past)
         if unknown:
             self.told.append(f"cell {cell['index']} made {unknown} calls that it had not made before; they failed")
+        elif asked != cell["asked"]:
+            self.told.append(f"cell {cell['index']} made {asked} calls, and {cell['asked']} before")
         elif (done.stdout, done.error) != (cell["stdout"], cell["error"]):
             self.told.append(f"cell {cell['index']} printed something else than before")
 

@@ -50,7 +50,11 @@ def _end_quietly(started: concurrent.futures.Future[Session]) -> None:
         started.result().close_soon()
 
 
+_PLACE_SECONDS = 0.05
+
 _kernels: dict[str, Kernel] = {}
+_places: set[object] = set()
+"""Kernels that are being started, each with its place among the `MOST`."""
 _starting: dict[str, _Starting] = {}
 _held: Counter[str] = Counter()
 _deaths: Counter[tuple[str, int]] = Counter()
@@ -58,34 +62,64 @@ _lock = threading.Lock()
 _sweeping: asyncio.TimerHandle | None = None
 
 
+class Holding:
+    """A node's hold on a run, and on the kernel that it works with."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.kernel: Kernel | None = None
+
+    def take(self, kernel: Kernel | None) -> None:
+        """Holds this kernel from now on, and lets go of another."""
+        with _lock:
+            if self.kernel is not None:
+                self.kernel.holders -= 1
+                self.kernel.touched = time.monotonic()
+            self.kernel = kernel
+            if kernel is not None:
+                kernel.holders += 1
+
+    def drop(self) -> None:
+        """Ends what the run has here: the kernel that is held, else those that nobody holds."""
+        with _lock:
+            mine = [k for k in _kernels.values() if k.run == self.run and not k.holders]
+            starting = _starting.pop(self.run, None)
+        for kernel in [self.kernel] if self.kernel is not None else mine:
+            drop_kernel(kernel)
+        if starting is not None:
+            starting.give_up()
+
+
 @asynccontextmanager
-async def holding(run: str) -> AsyncIterator[None]:
-    """Keeps the run's kernel from being taken for idle; ends it when what is inside fails or is cancelled.
+async def holding(run: str) -> AsyncIterator[Holding]:
+    """Keeps a run's kernel from being taken for idle; ends it when what is inside fails or is cancelled.
 
     An interrupt is no failure: it leaves the kernel for the resume.
     """
+    hold = Holding(run)
     with _lock:
         _held[run] += 1
     try:
-        yield
+        yield hold
     except GraphBubbleUp:
         raise
     except BaseException:
-        drop_kernel(run)
+        hold.drop()
         raise
     finally:
+        hold.take(None)
         with _lock:
             _held[run] -= 1
             if not _held[run]:
                 del _held[run]
-            if kernel := _kernels.get(run):
-                kernel.touched = time.monotonic()
 
 
 def prepare(run: str, options: KernelOptions) -> None:
     """Starts a session for a run that will need one soon, so that its first cell need not wait for it."""
-    future = asyncio.run_coroutine_threadsafe(start_session(options, name=run[:12]), background().loop)
     with _lock:
+        if len(_kernels) + len(_starting) >= MOST:
+            return
+        future = asyncio.run_coroutine_threadsafe(start_session(options, name=run[:12]), background().loop)
         _starting[run] = _Starting(future, time.monotonic())
     background().loop.call_soon_threadsafe(_sweep_later)
 
@@ -102,63 +136,71 @@ async def _session(run: str, options: KernelOptions) -> Session:
         raise
 
 
-def live_kernel(run: str) -> Kernel | None:
-    """The live kernel of a run, if this process has one."""
-    kernel = _kernels.get(run)
+def live_kernel(key: str) -> Kernel | None:
+    """The kernel of this key, if it lives in this process."""
+    kernel = _kernels.get(key)
     return kernel if kernel is not None and kernel.session.alive else None
 
 
-async def kernel_for(work: Work, options: KernelOptions, store: Any, replies: Replies, *, lasting: bool) -> Kernel:
-    """The kernel for this work: the live one where it serves, else a new one with the journal replayed.
+async def kernel_for(
+    hold: Holding, work: Work, options: KernelOptions, store: Any, replies: Replies, *, lasting: bool
+) -> Kernel:
+    """The kernel for this work, held: a live one that serves, else a new one with the journal replayed.
+
+    Branches of one thread may run at the same time: each has a kernel of its own.
 
     Raises:
         KernelError: It did not start, or died.
         ContextError: The context has changed since it was taken in.
     """
-    kernel = _kernels.get(work.run)
-    if kernel is not None and kernel.serves(work):
-        return kernel
-    await _close(work.run)
-    _make_room()
-    kernel = Kernel(work.run, await _session(work.run, options), lasting=lasting)
     with _lock:
-        _kernels[work.run] = kernel
-    background().loop.call_soon_threadsafe(_sweep_later)
+        serving = (k for k in _kernels.values() if k.run == work.run and not k.holders and k.serves(work))
+        kernel = next(serving, None)
+        if kernel is not None:
+            kernel.holders += 1  # nobody may take it between here and `take`
+    if kernel is not None:
+        hold.take(kernel)
+        with _lock:
+            kernel.holders -= 1
+        return kernel
+    place = object()
+    await _take_place(place)
     try:
-        await kernel.replay(work, store, replies)
-    except BaseException:
-        drop_kernel(work.run)
-        raise
+        kernel = Kernel(work.run, await _session(work.run, options), lasting=lasting)
+        with _lock:
+            _kernels[kernel.key] = kernel
+    finally:
+        with _lock:
+            _places.discard(place)
+    hold.take(kernel)
+    background().loop.call_soon_threadsafe(_sweep_later)
+    await kernel.replay(work, store, replies)
     return kernel
 
 
-async def close_kernel(run: str) -> None:
-    """Ends the run's kernel, also one that is only starting, and waits until it is gone."""
+async def close_run(run: str) -> None:
+    """Ends the run's kernels, also one that is only starting, and waits until they are gone."""
     with _lock:
         starting = _starting.pop(run, None)
+        mine = [k for k in _kernels.values() if k.run == run and not k.holders]
+        for kernel in mine:
+            del _kernels[kernel.key]
+        for key in [k for k in _deaths if k[0] == run]:
+            del _deaths[key]
     if starting is not None:
         starting.give_up()
         with suppress(KernelError):
             await (await asyncio.wrap_future(starting.session)).close()
-    await _close(run)
-
-
-async def _close(run: str) -> None:
-    with _lock:
-        kernel = _kernels.pop(run, None)
-    if kernel is not None:
+    for kernel in mine:
         await kernel.session.close()
 
 
-def drop_kernel(run: str) -> None:
-    """Ends the run's kernel without waiting: for a run that was cancelled or failed, or a kernel that makes room."""
+def drop_kernel(kernel: Kernel, *, to_make_room: bool = False) -> None:
+    """Ends a kernel without waiting: of a run that was cancelled or failed, or one that makes room for others."""
+    kernel.made_room = kernel.made_room or to_make_room
     with _lock:
-        kernel = _kernels.pop(run, None)
-        starting = _starting.pop(run, None)
-    if kernel is not None:
-        kernel.session.close_soon()
-    if starting is not None:
-        starting.give_up()
+        _kernels.pop(kernel.key, None)
+    kernel.session.close_soon()
 
 
 def died(run: str, cell: int) -> int:
@@ -168,23 +210,20 @@ def died(run: str, cell: int) -> int:
         return _deaths[run, cell]
 
 
-def forget_deaths(run: str) -> None:
-    """Forgets what was noted of an ended run."""
-    with _lock:
-        for key in [k for k in _deaths if k[0] == run]:
-            del _deaths[key]
-
-
-def _make_room() -> None:
-    """Ends the kernel that was idle longest where too many live; one that only waits for answers may go as well."""
-    with _lock:
-        if len(_kernels) < MOST:
-            return
-        idle = [k for k in _kernels.values() if not _held[k.run]] or [k for k in _kernels.values() if k.waiting]
-        oldest = min(idle, key=lambda k: k.touched, default=None)
-    if oldest is not None:
-        oldest.made_room = True
-        drop_kernel(oldest.run)
+async def _take_place(place: object) -> None:
+    """Waits until one more kernel may live; the one that was idle longest makes room, or one that only waits."""
+    while True:
+        with _lock:
+            if len(_kernels) + len(_places) < MOST:
+                _places.add(place)
+                return
+            idle = [k for k in _kernels.values() if not k.holders]
+            idle = idle or [k for k in _kernels.values() if k.waiting or not k.busy]
+            oldest = min(idle, key=lambda k: k.touched, default=None)
+        if oldest is not None:
+            drop_kernel(oldest, to_make_room=True)
+        else:
+            await asyncio.sleep(_PLACE_SECONDS)
 
 
 def _sweep_later() -> None:
@@ -201,14 +240,14 @@ def _sweep() -> None:
     with _lock:
         idle = [
             kernel
-            for run, kernel in _kernels.items()
-            if not _held[run] and now - kernel.touched > (IDLE_SECONDS if kernel.lasting else ORPHAN_SECONDS)
+            for kernel in _kernels.values()
+            if not kernel.holders and now - kernel.touched > (IDLE_SECONDS if kernel.lasting else ORPHAN_SECONDS)
         ]
-        unwanted = [run for run, s in _starting.items() if not _held[run] and now - s.since > ORPHAN_SECONDS]
+        late = [run for run, s in _starting.items() if not _held[run] and now - s.since > ORPHAN_SECONDS]
+        unwanted = [_starting.pop(run) for run in late]
     for kernel in idle:
-        kernel.made_room = True
-        drop_kernel(kernel.run)
-    for run in unwanted:
-        drop_kernel(run)
+        drop_kernel(kernel, to_make_room=True)
+    for starting in unwanted:
+        starting.give_up()
     if _kernels or _starting:
         _sweep_later()

@@ -70,9 +70,9 @@ async def run_cell(
     """Runs the next queued cell, or goes on with the one that waited, until it ends or waits for answers."""
     tree = await tree_of(state["tree"], settings.limits, settings.store, config)
     work = work_of(state, settings, depth)
-    async with pool.holding(work.run):
+    async with pool.holding(work.run) as hold:
         try:
-            kernel = await kernel_at_rest(work, tree, settings)
+            kernel = await kernel_at_rest(hold, work, tree, settings)
         except KernelError as error:
             if error.cause == "start":
                 raise
@@ -81,10 +81,13 @@ async def run_cell(
         if kernel.outcome is None:
             return {"running": {"phase": work.phase, "code": work.cell}, "queue": _rest(state), **told}
         cell, draft = await _recorded(state, work, kernel, tree, reported)
-        return {**told, **_ended(state, work, cell, draft), **_limit(tree)}
+        ended = _ended(state, work, cell, draft)
+        if told and "notice" in ended:
+            ended["notice"] = f"{told['notice']}\n{ended['notice']}"
+        return {**told, **ended, **_limit(tree)}
 
 
-async def kernel_at_rest(work: Work, tree: Tree, settings: Settings) -> Kernel:
+async def kernel_at_rest(hold: pool.Holding, work: Work, tree: Tree, settings: Settings) -> Kernel:
     """The kernel, its cell ended or waiting for calls that are not on record.
 
     One that was killed from outside, or made room for others, is rebuilt and the cell begun again; a cell under which
@@ -94,16 +97,16 @@ async def kernel_at_rest(work: Work, tree: Tree, settings: Settings) -> Kernel:
         KernelError: It did not start (cause `start`), or the cell ended it.
     """
     while True:
-        kernel = None
         try:
             kernel = await pool.kernel_for(
-                work, settings.kernel_options(), settings.store, tree.replies, lasting=tree.lasting
+                hold, work, settings.kernel_options(), settings.store, tree.replies, lasting=tree.lasting
             )
             await _until_it_waits(kernel, work, tree, settings)
             return kernel
         except KernelError as error:
-            pool.drop_kernel(work.run)
-            made_room = kernel is not None and kernel.made_room
+            made_room = hold.kernel is not None and hold.kernel.made_room
+            hold.drop()
+            hold.take(None)
             from_outside = error.cause in {"signal", "start"} and pool.died(work.run, work.index) < 2
             if not made_room and not from_outside:
                 raise

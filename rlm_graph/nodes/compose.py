@@ -88,8 +88,7 @@ async def _end(
     state: State, tree: Tree, settings: Settings, depth: int, answer: str, reason: StopReason
 ) -> dict[str, Any]:
     """What the caller gets; the kernel is closed, and the tree let go where this is its top."""
-    await pool.close_kernel(state["run"])
-    pool.forget_deaths(state["run"])
+    await pool.close_run(state["run"])
     warnings = list(state.get("warnings") or [])
     if reason == "errors" and (why := _last_error(state)):
         warnings.append(f"the last cell failed: {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from rlm_graph import approval, models
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel import pool
-from rlm_graph.kernel.kernel import Kernel
+from rlm_graph.kernel.kernel import Kernel, Siblings
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of
 from rlm_graph.settings import Settings
@@ -92,9 +92,9 @@ def dispatch(settings: Settings, depth: int) -> Node:
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         work = work_of(state, settings, depth)
-        async with pool.holding(work.run):
+        async with pool.holding(work.run) as hold:
             try:
-                kernel = await kernel_at_rest(work, tree, settings)
+                kernel = await kernel_at_rest(hold, work, tree, settings)
             except KernelError as error:
                 if error.cause == "start":
                     raise
@@ -135,12 +135,18 @@ async def _approved(
     """
     step = settings.approve_above
     ids = list(kernel.waiting)
-    if step is None or tree.ledger.with_these(ids) <= await tree.approved(step):
+    if step is None:
+        return {}
+    # Another branch of the tree may have been approved since: who was asked is heard all the same.
+    about = f"{state['run']}.{len(state.get('journal') or [])}.{(state['wave'] or {'number': 0})['number']}"
+    within = tree.ledger.with_these(ids) <= await tree.approved(step)
+    if within and not (await tree.known_asked(about)):
         return {}
     if not tree.lasting:
         raise RLMError(
             "approve_above needs a checkpointer and a thread_id: without them nobody can be asked and answer"
         )
+    await tree.note_asked(about)
     allowed, complaint = None, ""
     while allowed is None:
         asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()))
@@ -158,8 +164,8 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     breadth = settings.limits.max_breadth
     nests = set(decided.nested)
     order = [id for id in kernel.waiting if id not in decided.refused]
-    for group in _groups(kernel, order):
-        if not tree.ledger.reserve(group):
+    for group in groups(kernel.waiting, order):
+        if tree.ledger.reserve(group) == "over":
             await refuse(kernel, tree, dict.fromkeys(group, over_budget(tree, len(group))))
     going = [id for id in order if id in kernel.waiting][:breadth]
     plain = [id for id in going if id not in nests]
@@ -171,8 +177,10 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     ]
     sent = [key for key in keys if key]
     kernel.deferred = set(kernel.waiting) - set(plain) - set(nested)
+    kernel.siblings = Siblings(expected=max(0, len(batches) - 1) + len(sent))
     return {
         **_nothing(state),
+        "kernel": kernel.key,
         "batches": batches,
         "nested": sent,
         "calls": len(plain) + len(sent),
@@ -191,7 +199,7 @@ def _nothing(state: State) -> Wave:
     """A wave that lets nothing go."""
     last = state["wave"]
     number, tries = (last["number"], last["tries"]) if last else (0, 0)
-    return {"number": number + 1, "tries": tries, "batches": [], "nested": [], "calls": 0, "allowance": 0}
+    return {"number": number + 1, "tries": tries, "batches": [], "nested": [], "calls": 0, "allowance": 0, "kernel": ""}
 
 
 async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings) -> str | None:
@@ -206,13 +214,12 @@ async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings) -> str 
     return await tree.put({"id": id, "question": question, "source": source})
 
 
-def _groups(kernel: Kernel, ids: Iterable[str]) -> list[list[str]]:
+def groups(calls: Mapping[str, Call], ids: Iterable[str]) -> list[list[str]]:
     """Calls of one `*_batched` call stand or fall together; others by themselves."""
-    groups: dict[object, list[str]] = {}
+    together: dict[object, list[str]] = {}
     for id in ids:
-        group = kernel.waiting[id].group
-        groups.setdefault(group or id, []).append(id)
-    return list(groups.values())
+        together.setdefault(calls[id].group or id, []).append(id)
+    return list(together.values())
 
 
 def _error(kind: str, message: str) -> Reply:

@@ -84,7 +84,7 @@ async def _raw_context(state: State, config: RunnableConfig) -> Any:
     """
     held = state.get("context")
     if held is not None:
-        return held.value if isinstance(held, Opaque) else held
+        return held.take() if isinstance(held, Opaque) else held
     configurable = config.get("configurable", {})
     saver = configurable.get(_CHECKPOINTER)
     if saver is None:

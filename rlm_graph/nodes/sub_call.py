@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.messages import AIMessage, HumanMessage
@@ -26,11 +27,15 @@ from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Spent
 from rlm_graph.nodes.cell import Node
-from rlm_graph.nodes.dispatch import decide, over_budget, prompt_of, refuse
+from rlm_graph.nodes.dispatch import decide, groups, over_budget, prompt_of, refuse
 from rlm_graph.nodes.plan import spent_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import NestedInput, Reply, SubCall, SubCallOutput
 from rlm_graph.tree import Tree, tree_of
+
+_LOOK_SECONDS = 0.1
+"""How often a pump that hears nothing looks whether its siblings still run."""
+_IDLE_LOOKS = 3
 
 _PROGRESS_EVERY = 0.25
 """Seconds between two progress events of a batch."""
@@ -65,19 +70,35 @@ def ask(settings: Settings, depth: int) -> Node:
     """The node `ask`: plain model calls, each kept and delivered as soon as it is answered."""
 
     async def act(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
-        tree = await tree_of(state["tree"], settings.limits, settings.store, config)
-        asking = _Asking(state, settings, depth, tree, config)
-        async with pool.holding(state["run"]):
-            if batch := state.get("batch"):
-                asking.start(await asking.not_on_record(await tree.get(batch)))
+        async with pool.holding(state["run"]) as hold:
+            hold.take(pool.live_kernel(state["kernel"]))
+            tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+            asking = _Asking(state, settings, depth, tree, config, hold.kernel)
             try:
-                await (asking.pump(state["allowance"]) if "allowance" in state else asking.finish())
+                with among_siblings(None if "allowance" in state else hold.kernel):
+                    if batch := state.get("batch"):
+                        asking.start(await asking.not_on_record(await tree.get(batch)))
+                    await (asking.pump(state["allowance"]) if "allowance" in state else asking.finish())
             finally:
                 asking.cancel()
         asking.tell(at_once=True)
         return {"settled": [{"wave": state["wave"], "calls": asking.own, "taken_up": asking.taken_up}]}
 
     return Node(act, "ask")
+
+
+@contextmanager
+def among_siblings(kernel: Kernel | None) -> Iterator[None]:
+    """Counts a task that is not the pump, so that the pump knows when nobody else will answer."""
+    if kernel is None:
+        yield
+        return
+    siblings = kernel.siblings
+    siblings.started += 1
+    try:
+        yield
+    finally:
+        siblings.ended += 1
 
 
 Batch = dict[str, tuple[str, int]]
@@ -87,8 +108,16 @@ Batch = dict[str, tuple[str, int]]
 class _Asking:
     """The calls that one `ask` task has in flight."""
 
-    def __init__(self, state: SubCall, settings: Settings, depth: int, tree: Tree, config: RunnableConfig) -> None:
-        self.run, self.settings, self.depth = state["run"], settings, depth
+    def __init__(
+        self,
+        state: SubCall,
+        settings: Settings,
+        depth: int,
+        tree: Tree,
+        config: RunnableConfig,
+        kernel: Kernel | None,
+    ) -> None:
+        self.settings, self.depth, self.kernel = settings, depth, kernel
         self.tree, self.config = tree, config
         self.model = settings.model(depth + 1)
         self.name = models.name_of(self.model)
@@ -103,47 +132,56 @@ class _Asking:
         """What is still to be asked; the rest is delivered from the record."""
         known = await self.tree.replies(list(batch))
         self.own = len(batch)
-        for id, reply in known.items():
-            self._deliver(id, reply)
+        self.tree.ledger.note_reserved(batch)
+        self._deliver(known)
         return {id: asked for id, asked in batch.items() if id not in known}
 
     def start(self, batch: Batch) -> None:
-        for id, (prompt, nth) in batch.items():
-            task = asyncio.create_task(self._one(id, prompt, nth))
-            self.in_flight.add(task)
-            task.add_done_callback(self.in_flight.discard)
+        self.in_flight |= {asyncio.create_task(self._one(id, prompt, nth)) for id, (prompt, nth) in batch.items()}
 
     async def finish(self) -> None:
         while self.in_flight:
-            done, _ = await asyncio.wait(self.in_flight, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            self._drop_done((await asyncio.wait(self.in_flight, return_when=asyncio.FIRST_COMPLETED))[0])
+
+    def _drop_done(self, done: set[asyncio.Task[Any]]) -> None:
+        """Forgets ended calls; one that failed otherwise than by a typed error fails the task."""
+        self.in_flight -= done
+        for task in done:
+            task.result()
 
     async def pump(self, allowance: int) -> None:
         """Answers, and takes up what the cell asks meanwhile, until the cell ends or needs a new `dispatch`."""
-        kernel = pool.live_kernel(self.run)
-        if kernel is None or kernel.work is None:
-            await self.finish()
-            return
-        news = asyncio.ensure_future(kernel.advance(kernel.work, gather=False))
-        try:
-            while kernel.outcome is None:
-                done, _ = await asyncio.wait({news, *self.in_flight}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {news}:
-                    task.result()
-                if news in done:
-                    try:
-                        new = news.result()
-                    except KernelError:
-                        break  # the cell's own node will see to it; what is in flight is paid for, and kept
-                    allowance -= await self._take_up(kernel, new, allowance)
-                    news = asyncio.ensure_future(kernel.advance(kernel.work, gather=False))
-                if not self.in_flight and kernel.deferred:
-                    break
-        finally:
-            news.cancel()
-            await asyncio.gather(news, return_exceptions=True)
+        kernel = self.kernel
+        if kernel is not None and kernel.work is not None:
+            news = asyncio.ensure_future(kernel.advance(kernel.work, gather=False))
+            idle = 0
+            try:
+                while kernel.outcome is None and not self._wants_dispatch(kernel, idle):
+                    done, _ = await asyncio.wait(
+                        {news, *self.in_flight}, return_when=asyncio.FIRST_COMPLETED, timeout=_LOOK_SECONDS
+                    )
+                    idle = 0 if done else idle + 1
+                    self._drop_done(done - {news})
+                    if news in done:
+                        allowance -= await self._take_up(kernel, news.result(), allowance)
+                        news = asyncio.ensure_future(kernel.advance(kernel.work, gather=False))
+            except KernelError:
+                pass  # the cell's own node will see to it; what is in flight is paid for, and kept
+            finally:
+                news.cancel()
+                await asyncio.gather(news, return_exceptions=True)
         await self.finish()
+
+    def _wants_dispatch(self, kernel: Kernel, idle: int) -> bool:
+        """Whether the cell waits for what no task of this wave will give it.
+
+        Tasks that have not begun may be waiting for this one to end (LangGraph's `max_concurrency`): so when nothing
+        has moved for a while, and no sibling runs, it ends.
+        """
+        if self.in_flight or not kernel.waiting:
+            return False
+        siblings = kernel.siblings
+        return siblings.all_ended or (not siblings.running and idle >= _IDLE_LOOKS)
 
     async def _take_up(self, kernel: Kernel, ids: list[str], allowance: int) -> int:
         """Starts those new calls that are plain and fit; the others wait for the next `dispatch`."""
@@ -151,23 +189,36 @@ class _Asking:
         known = await self.tree.replies(list(calls))
         kernel.deliver(known)
         calls = {id: call for id, call in calls.items() if id not in known}
-        decided = decide(
-            calls, self.depth, self.settings.limits, [models.name_of(self.model)], models.window_of(self.model)
-        )
+        decided = decide(calls, self.depth, self.settings.limits, [self.name], models.window_of(self.model))
         await refuse(kernel, self.tree, decided.refused)
-        fits = decided.plain if not kernel.deferred and len(decided.plain) <= allowance else ()
-        kernel.deferred.update(set(calls) - set(decided.refused) - set(fits))
-        if fits and not self.tree.ledger.reserve(fits):
-            await refuse(kernel, self.tree, dict.fromkeys(fits, over_budget(self.tree, len(fits))))
-            return 0
-        self.start({id: (prompt_of(calls[id]), kernel.nth[id]) for id in fits})
-        self.taken_up += len(fits)
-        return len(fits)
+        kernel.deferred.update(decided.nested)
+        taken: list[str] = []
+        for group in groups(calls, decided.plain):
+            if await self._fits(kernel, group, allowance - len(taken)):
+                taken += group
+        self.start({id: (prompt_of(calls[id]), kernel.nth[id]) for id in taken})
+        self.taken_up += len(taken)
+        return len(taken)
+
+    async def _fits(self, kernel: Kernel, group: list[str], allowance: int) -> bool:
+        """Reserves calls that were made together, or refuses them, or leaves them to the next `dispatch`."""
+        # While a deferred call waits only for this wave to end, nothing may keep the wave going.
+        draining = bool(kernel.deferred) and kernel.siblings.all_ended
+        step = self.settings.approve_above
+        if not draining and len(group) <= allowance:
+            verdict = self.tree.ledger.reserve(group, await self.tree.approved(step) if step is not None else None)
+            if verdict == "reserved":
+                return True
+            if verdict == "over":
+                await refuse(kernel, self.tree, dict.fromkeys(group, over_budget(self.tree, len(group))))
+                return False
+        kernel.deferred.update(group)
+        return False
 
     async def _one(self, id: str, prompt: str, nth: int) -> None:
         reply, spent = await self._cached(prompt, nth) if self.cache is not None else await self._reply(prompt)
         await self.tree.record(id, reply, spent)
-        self._deliver(id, reply)
+        self._deliver({id: reply})
         self.tell()
 
     async def _cached(self, prompt: str, nth: int) -> tuple[Reply, Spent | None]:
@@ -195,9 +246,9 @@ class _Asking:
             return Reply(error="SubCallError", message=told), None
         return reply_of(message, name), spent_on(message, list(messages), name, self.depth + 1)
 
-    def _deliver(self, id: str, reply: Reply) -> None:
-        if kernel := pool.live_kernel(self.run):
-            kernel.deliver({id: reply})
+    def _deliver(self, replies: dict[str, Reply]) -> None:
+        if self.kernel is not None:
+            self.kernel.deliver(replies)
 
     def tell(self, *, at_once: bool = False) -> None:
         """A progress event for who watches, a few times a second at most."""
@@ -220,6 +271,11 @@ def reply_of(message: AIMessage, name: str) -> Reply:
     text = message.text
     if not text.strip():
         return Reply(error="SubCallError", message=f"the model {name!r} replied with nothing")
+    if reason in {"length", "max_tokens"}:
+        told = (
+            f"the reply of {name!r} was cut at its maximum length, after {len(text):,} characters: ask for less at once"
+        )
+        return Reply(error="SubCallError", message=told)
     return Reply(text=text)
 
 
@@ -229,17 +285,25 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
     async def around(
         state: SubCall, config: RunnableConfig, answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str, Any]]]
     ) -> dict[str, Any]:
-        tree = await tree_of(state["tree"], settings.limits, settings.store, config)
-        task = await tree.get(state["nested"])
-        id = task["id"]
-        known = await tree.replies([id])
-        if id not in known:
-            given: NestedInput = {"question": task["question"], "sources": [task["source"]], "run": id, "tree": tree.id}
-            async with pool.holding(state["run"]):
-                known[id] = await _answered(answer, given)
-            await tree.record(id, known[id])
-        if kernel := pool.live_kernel(state["run"]):
-            kernel.deliver(known)
+        async with pool.holding(state["run"]) as hold:
+            hold.take(kernel := pool.live_kernel(state["kernel"]))
+            with among_siblings(kernel):
+                tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+                task = await tree.get(state["nested"])
+                id = task["id"]
+                tree.ledger.note_reserved([id])
+                known = await tree.replies([id])
+                if id not in known:
+                    given: NestedInput = {
+                        "question": task["question"],
+                        "sources": [task["source"]],
+                        "run": id,
+                        "tree": tree.id,
+                    }
+                    known[id] = await while_wanted(kernel, _answered(answer, given))
+                    await tree.record(id, known[id])
+                if kernel is not None:
+                    kernel.deliver(known)
         return {"settled": [{"wave": state["wave"], "calls": 1, "taken_up": 0}]}
 
     def step(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
@@ -252,6 +316,20 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
         return await around(state, config, lambda given: child.ainvoke(given, config))
 
     return RunnableLambda(step, astep, name="rlm")
+
+
+async def while_wanted(kernel: Kernel | None, answered: Coroutine[Any, Any, Reply]) -> Reply:
+    """Goes on with a nested RLM as long as the cell that asked has not ended without waiting for it."""
+    task = asyncio.ensure_future(answered)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK_SECONDS)
+            if kernel is not None and kernel.outcome is not None:
+                return Reply(error="SubCallError", message="the cell ended before the nested RLM had answered")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _answered(answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str, Any]]], given: NestedInput) -> Reply:
