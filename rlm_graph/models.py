@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
 
 T = TypeVar("T")
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|key|AIza)[-_A-Za-z0-9]{12,}|(?<=Bearer )\S+")
+"""What a provider may echo of a key in its error; it must not go to the root, the checkpoint or the screen."""
+
 _FIRST_PAUSE_SECONDS = 0.5
 _synchronous: contextvars.ContextVar[bool] = contextvars.ContextVar("rlm_graph_synchronous", default=False)
 
@@ -179,4 +183,5 @@ def _plain(value: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return _KEY_LIKE.sub("[key]", line)

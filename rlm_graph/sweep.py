@@ -11,7 +11,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def keep_small(store: BaseStore[str, bytes]) -> None:
     """Sweeps a folder store in the background, once a day at most; other stores see to their growth themselves."""
     if isinstance(store, FolderStore) and _due(store.root):
         threading.Thread(target=sweep, args=(store.root,), name="rlm-store-sweeper", daemon=True).start()
+
+
+def touch(store: BaseStore[str, bytes], ids: Iterable[str]) -> None:
+    """Notes that these contexts are in use now."""
+    if isinstance(store, FolderStore):
+        for id in ids:
+            with suppress(FileNotFoundError):
+                os.utime(store.path(f"source/{id}"))
 
 
 def sweep(root: Path, *, now: float | None = None, most_bytes: int = MOST_BYTES) -> int:
@@ -88,7 +97,7 @@ def _runs(root: Path) -> Iterator[Item]:
 
 
 def _contexts(root: Path) -> Iterator[Item]:
-    needed = {id for run in _listed(root / "run") for id in _state(run).get("sources", ())}
+    needed = {file.name for run in _listed(root / "run") for file in _listed(run / "source")}
     for file in _listed(root / "source"):
         paths = tuple(p for p in (file, root / "blob" / file.name, root / "local" / file.name) if p.exists())
         used = max(p.stat().st_mtime for p in paths)

@@ -125,11 +125,15 @@ class Tree:
         """Notes that a human is asked about this wave, before the interrupt that asks."""
         await self.store.amset([(f"run/{self.run}/asked/{about}", b"1")])
 
-    async def mark(self, sources: Sequence[Source], *, ended: bool) -> None:
-        """Says which contexts the run needs and whether it has ended, for whoever bounds the store's growth."""
+    async def mark(self, *, ended: bool) -> None:
+        """Says whether the run has ended, for whoever bounds the store's growth."""
         if self.lasting:
-            entry = {"ended": ended, "sources": [s["id"] for s in sources]}
-            await self.store.amset([(f"run/{self.run}/state", _dump(entry))])
+            await self.store.amset([(f"run/{self.run}/state", _dump({"ended": ended}))])
+
+    async def needs(self, sources: Sequence[Source]) -> None:
+        """Says which contexts the run needs, those of its nested runs included."""
+        if self.lasting:
+            await self.store.amset([(f"run/{self.run}/source/{s['id']}", b"") for s in sources])
 
     async def put(self, value: Any) -> str:
         """Stores JSON-like data under its hash and returns the key."""
@@ -179,7 +183,7 @@ class Tree:
 
 _trees: OrderedDict[str, Tree] = OrderedDict()
 _trees_lock = threading.Lock()
-_TREES_KEPT = 1_000
+_TREES_KEPT = 200
 
 
 async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config: RunnableConfig) -> Tree:
@@ -206,6 +210,14 @@ def forget_tree(id: str) -> None:
         tree = _trees.pop(id, None)
     if tree is not None:
         tree.close()
+
+
+def forget_failed(run: str) -> None:
+    """Lets go of the trees of a run that failed, where it cannot be resumed."""
+    with _trees_lock:
+        failed = [tree for tree in _trees.values() if tree.run == run and not tree.lasting]
+    for tree in failed:
+        forget_tree(tree.id)
 
 
 def _keep(tree: Tree) -> Tree:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.errors import GraphBubbleUp
 
 from rlm_graph import models
 from rlm_graph.errors import KernelError
@@ -13,7 +15,7 @@ from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Work
 from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State
-from rlm_graph.tree import INLINE, Tree, tree_of
+from rlm_graph.tree import INLINE, Tree, forget_failed, tree_of
 
 Act = Callable[[Any, RunnableConfig], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -30,6 +32,19 @@ class Node(Runnable[Any, dict[str, Any]]):
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         return await self.act(input, config or {})
+
+
+@asynccontextmanager
+async def working_on(run: str) -> AsyncIterator[pool.Holding]:
+    """Holds a run while a node works on it. A run that fails, and cannot be resumed, leaves nothing behind."""
+    try:
+        async with pool.holding(run) as hold:
+            yield hold
+    except GraphBubbleUp:
+        raise
+    except BaseException:
+        forget_failed(run)
+        raise
 
 
 def work_of(state: State, settings: Settings, depth: int) -> Work:
@@ -70,7 +85,7 @@ async def run_cell(
     """Runs the next queued cell, or goes on with the one that waited, until it ends or waits for answers."""
     tree = await tree_of(state["tree"], settings.limits, settings.store, config)
     work = work_of(state, settings, depth)
-    async with pool.holding(work.run) as hold:
+    async with working_on(work.run) as hold:
         try:
             kernel = await kernel_at_rest(hold, work, tree, settings)
         except KernelError as error:

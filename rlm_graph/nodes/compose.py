@@ -12,9 +12,10 @@ from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import flow, models, prompts
 from rlm_graph.context import read_text
+from rlm_graph.errors import ModelError
 from rlm_graph.kernel import pool
 from rlm_graph.nodes.cell import Node, run_cell
-from rlm_graph.nodes.plan import root_reply
+from rlm_graph.nodes.plan import reply_of, root_reply
 from rlm_graph.settings import Settings
 from rlm_graph.state import State, StopReason
 from rlm_graph.tree import Tree, forget_tree, tree_of
@@ -27,8 +28,9 @@ def compose(settings: Settings, depth: int) -> Node:
         state = flow.in_a_run(state)
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         if not state.get("turns") and flow.is_direct(state, depth, settings.direct_below):
-            answer = await _direct(state, tree, settings, config)
-            return await _end(state, tree, settings, depth, answer, "direct")
+            answer, warnings = await _direct(state, tree, settings, config)
+            told = cast(State, {**state, "warnings": [*(state.get("warnings") or []), *warnings]})
+            return await _end(told, tree, settings, depth, answer, "direct")
         update: dict[str, Any] = {}
         if flow.ending(state, settings.limits) is None:
             update = await run_cell(state, config, settings, depth, ())
@@ -43,7 +45,7 @@ def compose(settings: Settings, depth: int) -> Node:
     return Node(act, "compose")
 
 
-async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> str:
+async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> tuple[str, list[str]]:
     text = await asyncio.to_thread(read_text, state["sources"][-1], settings.store)
     left_out = state["sources"][-1].get("left_out") or []
     messages = prompts.direct_messages(
@@ -51,7 +53,11 @@ async def _direct(state: State, tree: Tree, settings: Settings, config: Runnable
     )
     # A root that is no language model cannot read; where the sub-model is one, it answers.
     depth = 1 if models.note_of(settings.model(0)) else 0
-    return (await root_reply(tree, settings, depth, state["run"], messages, config)).text
+    message = await root_reply(tree, settings, depth, state["run"], messages, config)
+    reply = reply_of(message, models.name_of(settings.model(depth)))
+    if reply.error is not None and not message.text.strip():
+        raise ModelError(reply.message)
+    return message.text, [reply.message] if reply.error is not None else []
 
 
 async def best_answer(state: State, tree: Tree) -> str:
@@ -106,6 +112,6 @@ async def _end(
         notes = sorted({note for m in settings.models if (note := models.note_of(m))})
         metadata = {"stop_reason": reason, **({"note": "; ".join(notes)} if notes else {})}
         ended["messages"] = [AIMessage(answer, name="rlm", response_metadata=metadata)]
-        await tree.mark(state["sources"], ended=True)
+        await tree.mark(ended=True)
         forget_tree(tree.id)
     return ended

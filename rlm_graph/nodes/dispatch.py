@@ -14,10 +14,9 @@ from langgraph.types import interrupt
 from rlm_graph import approval, models
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
-from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Siblings
 from rlm_graph.ledger import Limits
-from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of
+from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of, working_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
@@ -92,7 +91,7 @@ def dispatch(settings: Settings, depth: int) -> Node:
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         work = work_of(state, settings, depth)
-        async with pool.holding(work.run) as hold:
+        async with working_on(work.run) as hold:
             try:
                 kernel = await kernel_at_rest(hold, work, tree, settings)
             except KernelError as error:

@@ -16,7 +16,7 @@ from rlm_graph.kernel import pool
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Opaque, Source, State
-from rlm_graph.sweep import keep_small
+from rlm_graph.sweep import keep_small, touch
 from rlm_graph.tree import tree_of
 
 _CHECKPOINTER = "__pregel_checkpointer"
@@ -40,9 +40,11 @@ def load(settings: Settings, depth: int) -> Node:
             if not sources or sources[-1]["id"] != source["id"]:
                 sources.append(source)
         opened = _opened(state, sources)
+        tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
+        await tree.needs(sources)
+        await asyncio.to_thread(touch, settings.store, [source["id"] for source in sources])
         if depth == 0:
-            tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
-            await tree.mark(sources, ended=False)
+            await tree.mark(ended=False)
             await asyncio.to_thread(keep_small, settings.store)
         if not flow.is_direct(cast(State, {**state, **opened}), depth, settings.direct_below):
             pool.prepare(opened["run"], settings.kernel_options())

@@ -12,11 +12,10 @@ from rlm_graph.context import describe
 from rlm_graph.dialect import cells_of
 from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
-from rlm_graph.kernel import pool
 from rlm_graph.ledger import Spent
-from rlm_graph.nodes.cell import Node
+from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
-from rlm_graph.state import State, Turn
+from rlm_graph.state import Reply, State, Turn
 from rlm_graph.tokens import count_tokens
 from rlm_graph.tree import Tree, tree_of
 
@@ -34,7 +33,7 @@ def plan(settings: Settings, depth: int) -> Node:
             exhausted=tree.ledger.limit_reached() is not None,
         )
         messages = turn_messages(state, settings, depth, turns, note)
-        async with pool.holding(state["run"]):
+        async with working_on(state["run"]):
             reply = await root_reply(tree, settings, depth, state["run"], messages, config)
         parsed = cells_of(reply.text, state["phase"])
         turn: Turn = {"note": note, "reply": reply.text}
@@ -85,3 +84,20 @@ def spent_on(reply: AIMessage, messages: list[BaseMessage], model: str, depth: i
     if usage := reply.usage_metadata:
         return Spent(model, depth, usage["input_tokens"], usage["output_tokens"])
     return Spent(model, depth, sum(count_tokens(m.text) for m in messages), count_tokens(reply.text))
+
+
+def reply_of(message: AIMessage, name: str) -> Reply:
+    """What a model's message means for the cell: a text, or an error where there is none to trust."""
+    refusal = message.additional_kwargs.get("refusal")
+    reason = message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason")
+    if refusal or reason in {"content_filter", "refusal"}:
+        return Reply(error="SubCallError", message=f"the model {name!r} refused: {str(refusal or reason)[:300]}")
+    text = message.text
+    if not text.strip():
+        return Reply(error="SubCallError", message=f"the model {name!r} replied with nothing")
+    if reason in {"length", "max_tokens"}:
+        told = (
+            f"the reply of {name!r} was cut at its maximum length, after {len(text):,} characters: ask for less at once"
+        )
+        return Reply(error="SubCallError", message=told)
+    return Reply(text=text)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.config import get_stream_writer
 from langgraph.errors import GraphBubbleUp
@@ -26,9 +26,9 @@ from rlm_graph.identity import content_hash
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Spent
-from rlm_graph.nodes.cell import Node
+from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.nodes.dispatch import decide, groups, over_budget, prompt_of, refuse
-from rlm_graph.nodes.plan import spent_on
+from rlm_graph.nodes.plan import reply_of, spent_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import NestedInput, Reply, SubCall, SubCallOutput
 from rlm_graph.tree import Tree, tree_of
@@ -70,7 +70,7 @@ def ask(settings: Settings, depth: int) -> Node:
     """The node `ask`: plain model calls, each kept and delivered as soon as it is answered."""
 
     async def act(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
-        async with pool.holding(state["run"]) as hold:
+        async with working_on(state["run"]) as hold:
             hold.take(pool.live_kernel(state["kernel"]))
             tree = await tree_of(state["tree"], settings.limits, settings.store, config)
             asking = _Asking(state, settings, depth, tree, config, hold.kernel)
@@ -262,30 +262,13 @@ class _Asking:
             task.cancel()
 
 
-def reply_of(message: AIMessage, name: str) -> Reply:
-    """What a model's message means for the cell: a text, or an error where there is none to trust."""
-    refusal = message.additional_kwargs.get("refusal")
-    reason = message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason")
-    if refusal or reason in {"content_filter", "refusal"}:
-        return Reply(error="SubCallError", message=f"the model {name!r} refused: {str(refusal or reason)[:300]}")
-    text = message.text
-    if not text.strip():
-        return Reply(error="SubCallError", message=f"the model {name!r} replied with nothing")
-    if reason in {"length", "max_tokens"}:
-        told = (
-            f"the reply of {name!r} was cut at its maximum length, after {len(text):,} characters: ask for less at once"
-        )
-        return Reply(error="SubCallError", message=told)
-    return Reply(text=text)
-
-
 def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any]) -> RunnableLambda[Any, Any]:
     """The node `rlm`: a nested RLM, whose answer is kept under the id of the call that made it."""
 
     async def around(
         state: SubCall, config: RunnableConfig, answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str, Any]]]
     ) -> dict[str, Any]:
-        async with pool.holding(state["run"]) as hold:
+        async with working_on(state["run"]) as hold:
             hold.take(kernel := pool.live_kernel(state["kernel"]))
             with among_siblings(kernel):
                 tree = await tree_of(state["tree"], settings.limits, settings.store, config)
