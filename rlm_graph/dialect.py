@@ -6,17 +6,12 @@ import ast
 import re
 from dataclasses import dataclass
 
+from rlm_graph import prompts
 from rlm_graph.state import PHASES, Phase, Queued
 
 _FENCE = re.compile(r"^[ ]{0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
 _LANGUAGES = {"repl", "python", "py", "ipython"}
 _FINAL = re.compile(r"^\s*(?P<name>FINAL_VAR|FINAL)\((?P<inside>.*)\)\s*$", re.DOTALL | re.MULTILINE)
-
-_NO_CELL = (
-    "No cell was found in your reply. Put Python into a block that opens with ```repl and a label, e.g. ```repl probe"
-)
-_NOT_CLOSED = "The last cell was not run: its fence is not closed. Send it again, whole, or in smaller cells."
-_UNKNOWN_LABEL = "A cell was not run: `{label}` is not a label. The labels are {labels}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +48,16 @@ def cells_of(reply: str, phase: Phase) -> Parsed:
         if language.lower() not in _LANGUAGES:
             continue
         if code is None:
-            problems.append(_NOT_CLOSED)
+            problems.append(prompts.NOT_CLOSED)
         elif labels and labels[0].lower() not in PHASES:
-            problems.append(_UNKNOWN_LABEL.format(label=labels[0][:40], labels=", ".join(PHASES)))
+            problems.append(prompts.UNKNOWN_LABEL.format(label=labels[0][:40], labels=", ".join(PHASES)))
         elif code.strip():
             phase = _as_phase(labels[0]) if labels else phase
             cells.append({"phase": phase, "code": code})
     if final := _final_in_prose("".join(prose)):
         cells.append({"phase": "compose", "code": final})
     if not cells and not problems:
-        problems.append(_NO_CELL)
+        problems.append(prompts.NO_CELL)
     return Parsed(tuple(cells), "\n".join(problems))
 
 

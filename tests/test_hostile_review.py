@@ -12,8 +12,8 @@ import pytest
 from langchain_core.stores import InMemoryByteStore
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from model_server import Answer, Request, scripted
 
+from model_server import Answer, Request, scripted
 from rlm_graph import Limits, hold
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.session import close_all
@@ -143,7 +143,8 @@ async def test_no_more_kernels_live_than_may_and_nested_runs_wait_for_a_place(
 async def test_two_branches_of_a_thread_run_at_the_same_time(scene: Any) -> None:
     root = scripted(
         "```repl probe\nkept = 7\n```",
-        "```repl chunk\nanswer['content'] = f'{kept} {len(llm_query_batched(list(\"abcdef\")))}'\nanswer['ready'] = True\n```",
+        "```repl chunk\ngot = llm_query_batched(list('abcdef'))\n"
+        "answer['content'] = f'{kept} {len(got)}'; answer['ready'] = True\n```",
     )
     s = scene(root, lambda r: Answer(r.prompt, latency=0.2))
     rlm = s.rlm(checkpointer=InMemorySaver())
@@ -163,7 +164,7 @@ async def test_a_context_in_use_is_not_swept_however_old_it_is(scene: Any, home:
         os.utime(file, (0, 0))
     s = scene(one_cell("answer['content'] = len(context)"))
     assert (await s.rlm().ainvoke({"question": "q", "context": held}))["answer"] == "2200"
-    sweep(home, now=os.stat(home / "source" / held["id"]).st_mtime + 6 * DAY)
+    sweep(home, now=(home / "source" / held["id"]).stat().st_mtime + 6 * DAY)
     assert (await s.rlm().ainvoke({"question": "q2", "context": held}))["answer"] == "2200"
 
 

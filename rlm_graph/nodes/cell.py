@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
-from rlm_graph import models
+from rlm_graph import models, prompts
 from rlm_graph.errors import KernelError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Work
@@ -186,10 +186,7 @@ def _cell(state: State, work: Work, stdout: str, error: str | None, report: dict
 
 
 def _lost_cell(state: State, work: Work, error: KernelError) -> Cell:
-    told = (
-        f"KernelError: {error}. This cell was lost and its kernel with it. The kernel starts anew and the earlier "
-        "cells run again there, so their variables are back."
-    )
+    told = prompts.LOST.format(error=error)
     return {**_cell(state, work, "", told, {}), "lost": True}
 
 
@@ -202,8 +199,8 @@ def _told(state: State, kernel: Kernel) -> dict[str, Any]:
     """What a rebuilt kernel has to say, for the root's next turn and for the caller."""
     if not kernel.told:
         return {}
-    news, kernel.told = [f"The kernel was rebuilt, and {line}." for line in kernel.told], []
-    notice = "\n".join(filter(None, [state["notice"], *news, "Check its variables before you use them."]))
+    news, kernel.told = [prompts.REBUILT.format(news=line) for line in kernel.told], []
+    notice = "\n".join(filter(None, [state["notice"], *news, prompts.CHECK_VARIABLES]))
     return {"notice": notice, "warnings": [*(state.get("warnings") or []), *news]}
 
 
@@ -218,7 +215,7 @@ def _ended(state: State, work: Work, cell: Cell, draft: Draft | None) -> dict[st
         update["errors"] = state.get("errors", 0) + 1
         if rest:
             dropped = ", ".join(q["phase"] for q in rest)
-            update["notice"] = f"The cells behind it were not run ({dropped})."
+            update["notice"] = prompts.DROPPED.format(phases=dropped)
     return update
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
-from rlm_graph import approval, models
+from rlm_graph import approval, models, prompts
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel.kernel import Kernel, Siblings
@@ -58,13 +58,13 @@ def decide(
         tokens = estimate(len(prompt_of(call)))
         too_long = window is not None and tokens > window
         if not may_call:
-            refused[id] = _error("BudgetExceeded", f"no calls at depth {depth}: max_depth is {limits.max_depth}")
+            refused[id] = _error("BudgetExceeded", prompts.NO_DEPTH.format(depth=depth, max_depth=limits.max_depth))
         elif call.model is not None and call.model not in models_known:
-            refused[id] = _error("SubCallError", f"no model {call.model[:60]!r} here: leave `model` out")
+            refused[id] = _error("SubCallError", prompts.NO_SUCH_MODEL.format(model=call.model[:60]))
         elif may_nest and (call.kind == "rlm" or too_long):
             nested.append(id)
         elif too_long:
-            refused[id] = _error("PromptTooLong", f"the prompt has about {tokens:,} tokens, the model takes {window:,}")
+            refused[id] = _error("PromptTooLong", prompts.TOO_LONG.format(tokens=tokens, window=window))
         else:
             plain.append(id)
     return Decided(tuple(plain), tuple(nested), refused)
@@ -82,7 +82,7 @@ def nested_question(call: Call) -> tuple[str, Any]:
     """Question and context of the RLM that a call becomes. Without a context, the text is the child's context."""
     if call.kind == "rlm" and call.context is not None:
         return call.prompt, call.context
-    return "Answer the prompt in `context`.", call.prompt
+    return prompts.NESTED_QUESTION, call.prompt
 
 
 def dispatch(settings: Settings, depth: int) -> Node:
@@ -102,7 +102,7 @@ def dispatch(settings: Settings, depth: int) -> Node:
             decided = decide(kernel.waiting, depth, settings.limits, [models.name_of(below)], work.window)
             await refuse(kernel, tree, decided.refused)
             if (state["wave"] or {"tries": 0})["tries"] > settings.limits.max_retries:
-                lost = _error("SubCallError", f"no answer came back in {settings.limits.max_retries + 1} tries")
+                lost = _error("SubCallError", prompts.NO_ANSWER.format(tries=settings.limits.max_retries + 1))
                 await refuse(kernel, tree, dict.fromkeys(kernel.waiting, lost))
             limit = await _approved(state, kernel, tree, settings, models.name_of(below), decided.nested)
             wave = await _wave(state, kernel, tree, settings, decided)
@@ -120,9 +120,7 @@ async def refuse(kernel: Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
 
 def over_budget(tree: Tree, asked: int) -> Reply:
     """What a call hears that does not fit the ledger."""
-    left = tree.ledger.calls_left()
-    advice = "pack more into each prompt" if left else "compose from what you have"
-    return _error("BudgetExceeded", f"{asked:,} calls asked, {left:,} left (max_calls): {advice}")
+    return _error("BudgetExceeded", prompts.over_budget(asked, tree.ledger.calls_left()))
 
 
 async def _approved(
@@ -152,7 +150,7 @@ async def _approved(
         said = interrupt({**asking, "complaint": complaint} if complaint else asking)
         allowed, complaint = approval.calls_allowed(said, len(ids)), approval.not_understood(said)
     kept_back = ids[allowed:]
-    told = f"a human allowed {allowed:,} of these {len(ids):,} calls"
+    told = prompts.KEPT_BACK.format(allowed=allowed, asked=len(ids))
     await refuse(kernel, tree, dict.fromkeys(kept_back, _error("BudgetExceeded", told)))
     await tree.approve(tree.ledger.with_these(ids[:allowed]) + (0 if kept_back else step))
     return {"limit": "refused"} if kept_back else {}

@@ -91,13 +91,13 @@ def reply_of(message: AIMessage, name: str) -> Reply:
     refusal = message.additional_kwargs.get("refusal")
     reason = message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason")
     if refusal or reason in {"content_filter", "refusal"}:
-        return Reply(error="SubCallError", message=f"the model {name!r} refused: {str(refusal or reason)[:300]}")
+        return Reply(
+            error="SubCallError", message=prompts.MODEL_REFUSED.format(model=name, reason=str(refusal or reason)[:300])
+        )
     text = message.text
     if not text.strip():
-        return Reply(error="SubCallError", message=f"the model {name!r} replied with nothing")
+        return Reply(error="SubCallError", message=prompts.MODEL_SILENT.format(model=name))
     if reason in {"length", "max_tokens"}:
-        told = (
-            f"the reply of {name!r} was cut at its maximum length, after {len(text):,} characters: ask for less at once"
-        )
+        told = prompts.MODEL_CUT.format(model=name, chars=len(text))
         return Reply(error="SubCallError", message=told)
     return Reply(text=text)

@@ -20,7 +20,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
-from rlm_graph import models
+from rlm_graph import models, prompts
 from rlm_graph.errors import KernelError, RLMError
 from rlm_graph.identity import content_hash
 from rlm_graph.kernel import pool
@@ -242,7 +242,7 @@ class _Asking:
         except GraphBubbleUp:
             raise
         except Exception as error:
-            told = f"the model {name!r} failed: {type(error).__name__}: {models.first_line(error)}"
+            told = prompts.MODEL_FAILED.format(model=name, error=f"{type(error).__name__}: {models.first_line(error)}")
             return Reply(error="SubCallError", message=told), None
         return reply_of(message, name), spent_on(message, list(messages), name, self.depth + 1)
 
@@ -308,7 +308,7 @@ async def while_wanted(kernel: Kernel | None, answered: Coroutine[Any, Any, Repl
         while not task.done():
             await asyncio.wait({task}, timeout=_LOOK_SECONDS)
             if kernel is not None and kernel.outcome is not None:
-                return Reply(error="SubCallError", message="the cell ended before the nested RLM had answered")
+                return Reply(error="SubCallError", message=prompts.NESTED_UNWANTED)
         return task.result()
     finally:
         task.cancel()
@@ -319,8 +319,8 @@ async def _answered(answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str
     try:
         out = await answer(given)
     except RLMError as error:
-        return Reply(error="SubCallError", message=f"the nested RLM failed: {error}")
+        return Reply(error="SubCallError", message=prompts.NESTED_FAILED.format(error=error))
     text = out["answer"] if isinstance(out.get("answer"), str) else str(out.get("answer") or "")
     if not text.strip():
-        return Reply(error="SubCallError", message=f"the nested RLM found no answer ({out.get('stop_reason')})")
+        return Reply(error="SubCallError", message=prompts.NESTED_SILENT.format(reason=out.get("stop_reason")))
     return Reply(text=text)
