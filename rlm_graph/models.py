@@ -30,6 +30,11 @@ _FIRST_PAUSE_SECONDS = 0.5
 _synchronous: contextvars.ContextVar[bool] = contextvars.ContextVar("rlm_graph_synchronous", default=False)
 
 
+def is_synchronous() -> bool:
+    """Whether this code runs for `invoke` or `stream` rather than for `ainvoke` or `astream`."""
+    return _synchronous.get()
+
+
 def resolve(model: BaseChatModel | Runnable[Any, AIMessage] | str) -> Runnable[Any, AIMessage]:
     """Turns `"provider:name"` into a chat model; a model is returned as it is.
 

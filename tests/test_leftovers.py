@@ -72,7 +72,7 @@ sys.path.insert(0, {tests!r})
 from model_server import ModelServer, Answer, by_model, scripted
 from langchain_openai import ChatOpenAI
 from rlm_graph import create_rlm
-root = scripted("```repl chunk\\ngot = llm_query_batched(['p'] * 5)\\n```")
+root = scripted("```repl chunk\\ngot = llm_query_batched(['p'] * 250)\\n```")
 with ModelServer(by_model({{"root": root, "sub": lambda r: Answer("late", latency=20)}})) as server:
     models = [ChatOpenAI(model=m, base_url=server.base_url, api_key="x") for m in ("root", "sub")]
     rlm = create_rlm(*models, direct_below=0)
@@ -99,7 +99,7 @@ def test_none_after_ctrl_c_and_the_program_ends_at_once(call: str, tmp_path: Pat
         assert len(children) == 1
         time.sleep(0.5)  # let it reach the calls
         program.send_signal(signal.SIGINT)
-        _, stderr = program.communicate(timeout=10)
+        _, stderr = program.communicate(timeout=30)
         assert b"KeyboardInterrupt" in stderr
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     finally:
@@ -119,7 +119,7 @@ async def children_of(pid: int) -> list[int]:
         found[:] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if is_child(p, pid)]
         return bool(found)
 
-    await until(any_child)
+    await until(any_child, 60)
     return found
 
 
@@ -129,3 +129,28 @@ def is_child(process: Path, parent: int) -> bool:
         return of_it and b"inside" in (process / "cmdline").read_bytes()
     except OSError:
         return False
+
+
+async def test_a_cancelled_task_hangs_up_on_the_model_server(scene: Any) -> None:
+    s = scene(ASKS, lambda r: Answer("too late", latency=1.0))
+    task = asyncio.create_task(s.rlm().ainvoke({"question": "q", "context": TEXT}))
+    assert await until(lambda: s.server.asked("sub") == 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(1.5)
+    assert [r.sent for r in s.server.seen if r.model == "sub"] == [None] * 5
+
+
+async def test_a_stream_that_is_closed_ends_its_kernel_and_hangs_up(scene: Any) -> None:
+    s = scene(ASKS, lambda r: Answer("too late", latency=1.0))
+    stream = s.rlm().astream({"question": "q", "context": TEXT}, stream_mode="custom", subgraphs=True)
+    reading = asyncio.create_task(anext(stream))
+    assert await until(lambda: s.server.asked("sub") == 5)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await stream.aclose()
+    assert await until(lambda: not kernels(), 2.0)
+    await asyncio.sleep(1.5)
+    assert [r.sent for r in s.server.seen if r.model == "sub"] == [None] * 5

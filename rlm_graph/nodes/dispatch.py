@@ -168,9 +168,11 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     plain = [id for id in going if id not in nests]
     nested = [id for id in going if id in nests][:NESTED_AT_ONCE]
     keys = [await _nest(kernel, id, tree, settings) for id in nested]
+    # LangGraph runs a single task of a synchronous run in the caller's own thread, where Ctrl-C reaches it.
+    batch = max(1, len(plain)) if models.is_synchronous() else BATCH
     batches = [
-        await tree.put({id: [prompt_of(kernel.waiting[id]), kernel.nth[id]] for id in plain[at : at + BATCH]})
-        for at in range(0, len(plain), BATCH)
+        await tree.put({id: [prompt_of(kernel.waiting[id]), kernel.nth[id]] for id in plain[at : at + batch]})
+        for at in range(0, len(plain), batch)
     ]
     sent = [key for key in keys if key]
     kernel.deferred = set(kernel.waiting) - set(plain) - set(nested)
