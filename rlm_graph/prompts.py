@@ -96,6 +96,7 @@ LOST = (
 NO_DEPTH = "no calls at depth {depth}: max_depth is {max_depth}"
 NO_SUCH_MODEL = "no model {model!r} here: leave `model` out"
 TOO_LONG = "the prompt has about {tokens:,} tokens, the model takes {window:,}"
+NOBODY_ANSWERS = "nobody answers calls of the kind {kind!r} here"
 NO_ANSWER = "no answer came back in {tries} tries"
 KEPT_BACK = "a human allowed {allowed:,} of these {asked:,} calls"
 MODEL_FAILED = "the model {model!r} failed: {error}"

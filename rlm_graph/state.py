@@ -53,6 +53,10 @@ class Source(TypedDict, total=False):
     """Size, time and hash of what `path` was when it was taken in; changed since is an error."""
 
 
+CallKind = Literal["llm", "rlm", "tool", "sub"]
+"""A plain call, a nested RLM, one of the user's tools, one structured ask of `sub_call(…)`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request of the running cell's for an answer.
@@ -62,12 +66,25 @@ class Call:
     """
 
     number: int
-    kind: Literal["llm", "rlm"]
+    kind: CallKind
     prompt: str
+    """What is asked. For `tool`: the tool's name; for `sub`: the task."""
     context: Any = None
-    """For `rlm`: the child's context as JSON-like data (`str`, list, dict), or None."""
+    """JSON-like data. For `rlm`: the child's context, or None; for `tool`: the arguments by name; for `sub`: the
+    chunk and how its answer is to look."""
     model: str | None = None
     group: int = 0
+
+
+class Asked(TypedDict):
+    """A call of a batch, as `dispatch` stores it for an `ask` task under its call id."""
+
+    kind: CallKind
+    """An `rlm` that nests no deeper has become an `llm`."""
+    prompt: str
+    context: Any
+    nth: int
+    """How many equal calls came before it in its cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +166,7 @@ class Wave(TypedDict):
 
     number: int
     batches: list[str]
-    """Keys, in the content store, of batches of plain calls."""
+    """Keys, in the content store, of batches (`Asked` by call id) for `ask` tasks."""
     nested: list[str]
     """Keys of the calls that are a whole RLM one level deeper, each."""
     calls: int

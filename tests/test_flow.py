@@ -164,6 +164,12 @@ def test_a_model_that_is_not_known_here_is_refused() -> None:
     assert kinds([Call(4, "llm", "p", model="m"), Call(5, "llm", "p", model="other")]) == (["4"], [], ["SubCallError"])
 
 
+def test_a_tool_runs_at_any_depth_and_size_and_nothing_but_a_plain_call_nests_for_its_length() -> None:
+    tool, sub = Call(7, "tool", "x" * 4_000, context={}), Call(8, "sub", "x" * 4_000, context={})
+    assert kinds([tool, sub], window=100) == (["7"], [], ["PromptTooLong"])
+    assert kinds([tool, sub], max_depth=0) == (["7"], [], ["BudgetExceeded"])
+
+
 def test_what_a_nested_call_asks() -> None:
     assert nested_question(RLM) == ("q", "c")
     assert nested_question(Call(6, "rlm", "long text")) == ("Answer the prompt in `context`.", "long text")

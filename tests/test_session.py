@@ -537,6 +537,7 @@ def send(body): wire._sock.sendall(len(body).to_bytes(4, "big") + body)
         "send(b'[]')",
         'send(b\'{"id": 0, "op": "calls", "arg": [[1]]}\')',
         'send(b\'{"id": 0, "op": "calls", "arg": {}}\')',
+        'send(b\'{"id": 0, "op": "calls", "arg": [[1, "shell", "q", null, null, 1]]}\')',
         'send(b\'{"id": 0, "op": "part", "arg": 5}\')',
         "part = json.dumps({'id': 0, 'op': 'part', 'arg': ['x' * 3_000_000, False]}).encode()\nwhile True: send(part)",
         "rows = json.dumps({'id': 0, 'op': 'calls', 'arg': [[i, 'llm', 'q', None, None, 1] for i in range(50_000)]})\n"

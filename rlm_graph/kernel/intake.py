@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast, get_args
 
-from ..state import Call, Done
+from ..state import Call, CallKind, Done
 from .inside.bound import bounded
 from .inside.frames import Malformed
 
@@ -13,6 +13,7 @@ _SLACK = 500
 _ERROR_LIMIT = 8_000
 _NAME_LIMIT = 200
 _VARIABLES = 40
+_KINDS = frozenset(get_args(CallKind))
 
 
 def read_calls(arg: Any) -> list[Call]:
@@ -32,13 +33,14 @@ def _read_call(row: Any) -> Call:
     number, kind, prompt, context, model, group = row
     if not (
         type(number) is int
-        and kind in ("llm", "rlm")
+        and isinstance(kind, str)
+        and kind in _KINDS
         and isinstance(prompt, str)
         and (model is None or isinstance(model, str))
         and type(group) is int
     ):
         raise Malformed("a call with fields of the wrong type")
-    return Call(number, kind, prompt, context, model, group)
+    return Call(number, cast(CallKind, kind), prompt, context, model, group)
 
 
 def weigh(call: Call) -> int:

@@ -18,12 +18,12 @@ from rlm_graph.kernel.kernel import Kernel, Siblings
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of, working_on
 from rlm_graph.settings import Settings
-from rlm_graph.state import Call, Reply, State, Wave
+from rlm_graph.state import Asked, Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
 from rlm_graph.tree import Tree, tree_of
 
 BATCH = 100
-"""Plain calls in one `Send`: a `Send` each would cost milliseconds a call and grow with the square of their number."""
+"""Calls in one `ask` task: a `Send` each would cost milliseconds a call and grow with the square of their number."""
 
 NESTED_AT_ONCE = 200
 """Nested RLMs in one superstep, a `Send` each."""
@@ -31,7 +31,7 @@ NESTED_AT_ONCE = 200
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What becomes of each waiting call, by call id."""
+    """What becomes of each waiting call, by call id. `plain` are those that an `ask` task answers."""
 
     plain: tuple[str, ...]
     nested: tuple[str, ...]
@@ -57,11 +57,13 @@ def decide(
     for id, call in calls.items():
         tokens = estimate(len(prompt_of(call)))
         too_long = window is not None and tokens > window
-        if not may_call:
+        if call.kind == "tool":
+            plain.append(id)  # no model answers it, so neither depth nor window bounds it
+        elif not may_call:
             refused[id] = _error("BudgetExceeded", prompts.NO_DEPTH.format(depth=depth, max_depth=limits.max_depth))
         elif call.model is not None and call.model not in models_known:
             refused[id] = _error("SubCallError", prompts.NO_SUCH_MODEL.format(model=call.model[:60]))
-        elif may_nest and (call.kind == "rlm" or too_long):
+        elif may_nest and (call.kind == "rlm" or (call.kind == "llm" and too_long)):
             nested.append(id)
         elif too_long:
             refused[id] = _error("PromptTooLong", prompts.TOO_LONG.format(tokens=tokens, window=window))
@@ -72,10 +74,18 @@ def decide(
 
 def prompt_of(call: Call) -> str:
     """The one prompt of a call that is answered by a plain model call."""
-    if call.kind == "llm" or call.context is None:
+    if call.kind != "rlm" or call.context is None:
         return call.prompt
     text = call.context if isinstance(call.context, str) else _as_text(call.context)
     return f"{call.prompt}\n\n{text}"
+
+
+def asked_of(kernel: Kernel, id: str) -> Asked:
+    """A waiting call as it stands in the batch of an `ask` task."""
+    call = kernel.waiting[id]
+    if call.kind in ("tool", "sub"):
+        return {"kind": call.kind, "prompt": call.prompt, "context": call.context, "nth": kernel.nth[id]}
+    return {"kind": "llm", "prompt": prompt_of(call), "context": None, "nth": kernel.nth[id]}
 
 
 def nested_question(call: Call) -> tuple[str, Any]:
@@ -171,7 +181,7 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     # LangGraph runs a single task of a synchronous run in the caller's own thread, where Ctrl-C reaches it.
     batch = max(1, len(plain)) if models.is_synchronous() else BATCH
     batches = [
-        await tree.put({id: [prompt_of(kernel.waiting[id]), kernel.nth[id]] for id in plain[at : at + batch]})
+        await tree.put({id: asked_of(kernel, id) for id in plain[at : at + batch]})
         for at in range(0, len(plain), batch)
     ]
     sent = [key for key in keys if key]

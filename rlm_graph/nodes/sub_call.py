@@ -1,4 +1,4 @@
-"""`sub_call` is a graph of its own: `ask`, a batch of plain model calls, or `rlm`, a whole RLM one level deeper.
+"""`sub_call` is a graph of its own: `ask`, a batch of calls, or `rlm`, a whole RLM one level deeper.
 
 A reply is kept, and given to the waiting cell, the moment that it arrives: no call waits for another of its wave.
 One task of a wave is its *pump*: it also takes up the plain calls that the cell makes meanwhile, within what
@@ -13,24 +13,21 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.config import get_stream_writer
-from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from rlm_graph import models, prompts
 from rlm_graph.errors import KernelError, RLMError
-from rlm_graph.identity import content_hash
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Spent
 from rlm_graph.nodes.cell import Node, working_on
-from rlm_graph.nodes.dispatch import decide, groups, over_budget, prompt_of, refuse
-from rlm_graph.nodes.plan import reply_of, spent_on
+from rlm_graph.nodes.dispatch import asked_of, decide, groups, over_budget, refuse
+from rlm_graph.nodes.plain_call import Answer, plain_call
 from rlm_graph.settings import Settings
-from rlm_graph.state import NestedInput, Reply, SubCall, SubCallOutput
+from rlm_graph.state import Asked, NestedInput, Reply, SubCall, SubCallOutput
 from rlm_graph.tree import Tree, tree_of
 
 _LOOK_SECONDS = 0.1
@@ -101,8 +98,8 @@ def among_siblings(kernel: Kernel | None) -> Iterator[None]:
         siblings.ended += 1
 
 
-Batch = dict[str, tuple[str, int]]
-"""Plain calls by call id: the prompt, and how many equal ones came before it in its cell."""
+Batch = dict[str, Asked]
+"""Calls of an `ask` task, by call id."""
 
 
 class _Asking:
@@ -120,9 +117,7 @@ class _Asking:
         self.settings, self.depth, self.kernel = settings, depth, kernel
         self.tree, self.config = tree, config
         self.model = settings.model(depth + 1)
-        self.name = models.name_of(self.model)
-        self.settings_hash = models.settings_hash(self.model)
-        self.cache = settings.cache
+        self.answered_by: dict[str, Answer] = {"llm": plain_call(settings, depth, tree, config)}
         self.own = self.taken_up = 0
         self.in_flight: set[asyncio.Task[None]] = set()
         self._write = get_stream_writer()
@@ -137,7 +132,7 @@ class _Asking:
         return {id: asked for id, asked in batch.items() if id not in known}
 
     def start(self, batch: Batch) -> None:
-        self.in_flight |= {asyncio.create_task(self._one(id, prompt, nth)) for id, (prompt, nth) in batch.items()}
+        self.in_flight |= {asyncio.create_task(self._one(id, asked)) for id, asked in batch.items()}
 
     async def finish(self) -> None:
         while self.in_flight:
@@ -189,14 +184,16 @@ class _Asking:
         known = await self.tree.replies(list(calls))
         kernel.deliver(known)
         calls = {id: call for id, call in calls.items() if id not in known}
-        decided = decide(calls, self.depth, self.settings.limits, [self.name], models.window_of(self.model))
+        decided = decide(
+            calls, self.depth, self.settings.limits, [models.name_of(self.model)], models.window_of(self.model)
+        )
         await refuse(kernel, self.tree, decided.refused)
         kernel.deferred.update(decided.nested)
         taken: list[str] = []
         for group in groups(calls, decided.plain):
             if await self._fits(kernel, group, allowance - len(taken)):
                 taken += group
-        self.start({id: (prompt_of(calls[id]), kernel.nth[id]) for id in taken})
+        self.start({id: asked_of(kernel, id) for id in taken})
         self.taken_up += len(taken)
         return len(taken)
 
@@ -215,36 +212,19 @@ class _Asking:
         kernel.deferred.update(group)
         return False
 
-    async def _one(self, id: str, prompt: str, nth: int) -> None:
-        reply, spent = await self._cached(prompt, nth) if self.cache is not None else await self._reply(prompt)
+    async def _one(self, id: str, asked: Asked) -> None:
+        reply, spent = await self._answer(asked)
         await self.tree.record(id, reply, spent)
         self._deliver({id: reply})
         self.tell()
 
-    async def _cached(self, prompt: str, nth: int) -> tuple[Reply, Spent | None]:
-        """A reply from the cache, else a new one for it; equal prompts of one cell have an entry each."""
-        assert self.cache is not None
-        key = (("rlm_graph",), content_hash([self.settings_hash, prompt, nth]))
-        known = await self.cache.aget([key])
-        if key in known:
-            return Reply(text=known[key]), None
-        reply, spent = await self._reply(prompt)
-        if reply.text is not None:
-            await self.cache.aset({key: (reply.text, None)})
-        return reply, spent
-
-    async def _reply(self, prompt: str) -> tuple[Reply, Spent | None]:
-        messages = [HumanMessage(prompt)]
-        name = self.name
-        try:
-            async with self.tree.slot() as threads:
-                message = await models.ask(self.model, messages, self.config, threads, self.settings.limits.max_retries)
-        except GraphBubbleUp:
-            raise
-        except Exception as error:
-            told = prompts.MODEL_FAILED.format(model=name, error=f"{type(error).__name__}: {models.first_line(error)}")
+    async def _answer(self, asked: Asked) -> tuple[Reply, Spent | None]:
+        """Lets those answer whom a call of this kind goes to."""
+        answer = self.answered_by.get(asked["kind"])
+        if answer is None:
+            told = prompts.NOBODY_ANSWERS.format(kind=asked["kind"])
             return Reply(error="SubCallError", message=told), None
-        return reply_of(message, name), spent_on(message, list(messages), name, self.depth + 1)
+        return await answer(asked)
 
     def _deliver(self, replies: dict[str, Reply]) -> None:
         if self.kernel is not None:
