@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
-from rlm_graph.kernel.inside.toolkit import keywords
+from rlm_graph.kernel.inside.words import keywords
 from rlm_graph.passages import NOT_FOUND, best_of
 
 NOTE = "offline keyword search, no language model"

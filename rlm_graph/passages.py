@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlm_graph.kernel.inside.toolkit import keywords, terms
+from rlm_graph.kernel.inside.words import keywords, terms
 
 NOT_FOUND = "NOT FOUND"
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pydoc
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from rlm_graph.kernel.inside.toolkit import Piece, names
+from rlm_graph.kernel.inside.pieces import Piece
+from rlm_graph.kernel.inside.toolkit import names
 
 PLAY = "ROMEO\nBut soft, what light\nthrough yonder window breaks?\n\nJULIET\nO Romeo, Romeo!\nDeny thy father\n"
 FILES = {"a.py": "def load():\n    return escape_ascii\n", "b/c.py": "import a\n\n\ndef dump():\n    pass\n"}
@@ -148,7 +151,11 @@ def test_search_without_a_match_is_empty() -> None:
 
 
 def test_search_prints_nothing() -> None:
-    code = "from rlm_graph.kernel.inside.toolkit import Toolkit as T; T(None).search('soft', 'a soft light')"
+    code = (
+        "from rlm_graph.kernel.inside.toolkit import Toolkit\n"
+        "class Kernel:\n    def context(self): return 'a soft light'\n"
+        "Toolkit(Kernel()).search('soft')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -182,9 +189,57 @@ def test_split_with_overlap_repeats_the_end_of_the_piece_before() -> None:
     assert second.start == first.end - 40
 
 
+NOVEL = "Title\n\nCHAPTER I. The Door\n\nIt opened.\n\nCHAPTER II\n\nIt closed.\n"
+CODE = "import a\n\n@cached\ndef one():\n    def inner(): ...\n\nclass Two:\n    def three(self): ...\n"
+RECORDS = "2024 start\n2024 fail\n  Traceback\n    line 3\n\n2025 stop\n"
+
+
+@pytest.mark.parametrize(
+    ("by", "text", "beginnings"),
+    [
+        ("chapter", NOVEL, ["Title", "CHAPTER I. The Door", "CHAPTER II"]),
+        ("heading", "intro\n# One\na\n## Two\nb\nThree\n=====\nc\n", ["intro", "# One", "## Two", "Three"]),
+        ("function", CODE, ["import a", "@cached", "class Two:"]),
+        ("record", RECORDS, ["2024 start", "2024 fail", "2025 stop"]),
+        ("record", [{"id": 1}, {"id": 2}], ["{", "{"]),
+        ("file", FILES, ["def load():", "import a"]),
+    ],
+)
+def test_split_begins_a_piece_at_each_section(by: str, text: Any, beginnings: list[str]) -> None:
+    assert [piece.splitlines()[0] for piece in tool("split", text)(by=by)] == beginnings
+
+
+def test_split_cuts_a_long_section_and_says_where_each_part_is() -> None:
+    pieces = tool("split", NOVEL * 50)(by="chapter", tokens=10)
+    assert all(len(piece) <= 40 and piece == (NOVEL * 50)[piece.start : piece.end] for piece in pieces)
+    assert "".join(pieces).split() == (NOVEL * 50).split()
+
+
+def test_an_item_taken_out_of_the_context_keeps_its_name() -> None:
+    context = ["hay", "a needle", "hay and needle"]
+    found = [piece.source for piece in tool("grep", context)("needle", context[1:])]
+    assert found == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["peek", "grep", "search", "split", "count_tokens", "dedupe"])
+def test_the_help_of_a_tool_fits_a_screen(name: str) -> None:
+    lines = pydoc.plain(pydoc.render_doc(tool(name))).splitlines()
+    assert 3 < sum(1 + len(line) // 100 for line in lines) <= 24
+
+
+def test_a_tool_that_looks_through_a_large_piece_makes_no_copy_of_it() -> None:
+    piece = Piece("x" * 30_000_000 + "needle", "text")
+    grep, peek = tool("grep", ""), tool("peek", "")
+    tracemalloc.start()
+    grep("needle", piece), peek(piece), grep("needle", [piece])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
 def test_split_refuses_an_unknown_boundary() -> None:
-    with pytest.raises(ValueError, match="paragraph, item, line, tokens"):
-        tool("split")(by="chapters")
+    with pytest.raises(ValueError, match="paragraph, line, tokens, chapter"):
+        tool("split")(by="chapterz")
 
 
 def test_split_refuses_an_overlap_as_long_as_a_piece() -> None:
