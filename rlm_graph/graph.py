@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.stores import BaseStore
@@ -41,6 +41,7 @@ def create_rlm(
     cache: BaseCache[Any] | None = None,
     approve_above: int | None = None,
     content_store: BaseStore[str, bytes] | None = None,
+    contexts: Mapping[str, Any] | None = None,
     name: str = "rlm",
 ) -> Graph:
     """Makes a Recursive Language Model (Zhang, Kraska, Khattab, arXiv 2512.24601) as a LangGraph graph.
@@ -63,6 +64,9 @@ def create_rlm(
             run is interrupted with what it is about to do. It needs a checkpointer. None: nobody is asked.
         content_store: Where contexts, payloads and replies are kept: any byte store. None: a folder in the
             user's cache. It must be shared where runs move between machines.
+        contexts: Contexts that a caller may name instead of giving one: a `context` that is one of these names means
+            what stands here (a path, say, or what `hold()` returned). Where the graph is served, it is the list of
+            what callers may have read of this machine's files: what comes over HTTP is never a path.
         name: The graph's name.
 
     Returns:
@@ -80,6 +84,7 @@ def create_rlm(
         cache=cache,
         approve_above=approve_above,
         content_store=content_store,
+        contexts=contexts,
         name=name,
     )
     return graph.compile(checkpointer=checkpointer, name=name)
@@ -95,6 +100,7 @@ def build_rlm(
     cache: BaseCache[Any] | None = None,
     approve_above: int | None = None,
     content_store: BaseStore[str, bytes] | None = None,
+    contexts: Mapping[str, Any] | None = None,
     name: str = "rlm",
 ) -> StateGraph[State, None, Input, Output]:
     """The same as `create_rlm`, not compiled: for those who compile it themselves.
@@ -108,6 +114,7 @@ def build_rlm(
         cache: …
         approve_above: …
         content_store: …
+        contexts: …
         name: …
     """
     limits = Limits() if limits is None else limits
@@ -121,6 +128,7 @@ def build_rlm(
         store=content_store if content_store is not None else default_store(),
         cache=cache,
         approve_above=approve_above,
+        contexts=dict(contexts or {}),
     )
     return _at_depth(settings, 0, name)
 

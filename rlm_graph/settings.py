@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -31,6 +31,7 @@ class Settings:
         store: Where contexts, payloads and replies are kept.
         cache: Where replies are looked up by content, across runs; None: nowhere.
         approve_above: Calls of a question that may be made before a human is asked, and between two such askings.
+        contexts: Contexts that a caller may name instead of giving one.
     """
 
     models: tuple[Runnable[Any, AIMessage], ...]
@@ -40,6 +41,7 @@ class Settings:
     store: BaseStore[str, bytes]
     cache: BaseCache[Any] | None = None
     approve_above: int | None = None
+    contexts: Mapping[str, Any] = field(default_factory=dict)
 
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""

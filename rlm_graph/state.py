@@ -15,6 +15,7 @@ from langgraph.channels.delta import DeltaChannel
 from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.graph.message import add_messages
 from langgraph.managed import RemainingSteps
+from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 Phase = Literal["probe", "filter", "chunk", "compose"]
@@ -278,9 +279,30 @@ class Input(TypedDict, total=False):
     held context cost no checkpoint anything.
     """
 
-    question: str
-    messages: Annotated[list[AnyMessage], add_messages]
-    context: Annotated[Any, Intake]
+    question: Annotated[
+        str,
+        Field(title="Question", description="What to find out. Left empty, the last human message is the question."),
+    ]
+    messages: Annotated[
+        list[AnyMessage],
+        Field(title="Messages", description="A conversation, instead of a question."),
+        add_messages,
+    ]
+    context: Annotated[
+        Any,
+        WithJsonSchema(
+            {
+                "title": "Context",
+                "description": (
+                    "What to read: a text, or the name of one of the contexts that this graph offers; also a list of "
+                    "texts, a mapping of names to texts, JSON-like data, or a reference that hold() returned. Left "
+                    "empty, the thread's earlier context."
+                ),
+                "anyOf": [{"type": "string"}, {"type": "array", "items": {}}, {"type": "object"}],
+            }
+        ),
+        Intake,
+    ]
 
 
 class NestedInput(TypedDict, total=False):

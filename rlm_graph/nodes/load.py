@@ -28,6 +28,9 @@ _SAID_LINES, _SAID_CHARS = 6, 400
 _LONG_MESSAGE = 4_000
 """Characters above which a message that comes without a context is taken to hold it."""
 
+_LIKE_A_NAME = 40
+"""Characters below which a text may have been meant as the name of a context."""
+
 
 def load(settings: Settings, depth: int) -> Node:
     """The node `load` of an RLM at `depth`."""
@@ -35,11 +38,16 @@ def load(settings: Settings, depth: int) -> Node:
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
         question, given, said = _asked(state, await _raw_context(state, config))
         sources = list(state.get("sources") or [])
+        named = isinstance(given, str) and given in settings.contexts
         if given is not None:
-            source = await asyncio.to_thread(context.take_in, given, settings.store)
+            meant, name = (settings.contexts[given], given) if named else (given, None)
+            source = await asyncio.to_thread(context.take_in, meant, settings.store, name=name)
             if not sources or sources[-1]["id"] != source["id"]:
                 sources.append(source)
         opened = _opened(state, sources)
+        if isinstance(given, str) and not named and settings.contexts and len(given) < _LIKE_A_NAME:
+            names = ", ".join(settings.contexts)
+            opened["warnings"].append(f"context {given!r} was taken as a text; what can be named is: {names}")
         tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
         await tree.needs(sources)
         await asyncio.to_thread(touch, settings.store, [source["id"] for source in sources])
