@@ -648,7 +648,7 @@ async def main():
     session = await start_session(KernelOptions(), name="x")
     facts = {"phase": "probe", "window": None, "left": {}, "reset_answer": False}
     await session.run(1, CODE, facts=facts)
-    print(session.pid, session._process.folder, flush=True)
+    print(session.pid, session._live.process.folder, flush=True)
     END
 asyncio.run(main())
 """

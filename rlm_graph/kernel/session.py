@@ -9,11 +9,9 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import zmq
 
 from ..errors import ContextError, KernelError
 from ..state import Done, Reply, Waiting
@@ -23,14 +21,14 @@ from .cell import RunningCell
 from .inbox import Failure
 from .inside.frames import TooLarge, row
 from .intake import read_calls, read_report
-from .process import Process, kill, obituary, release, spawn, watch_exit
+from .live import LiveKernel
+from .local import start_local
 
 _START_SECONDS = 60.0
 _BIND_SECONDS = 300.0
 _GRACE_SECONDS = 2.0
 _INTERRUPTS = 4
 _EXIT_SECONDS = 0.1
-_SHELL_MESSAGE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +71,14 @@ class Session:
         self.pid = 0
         self._background: Background = background()
         self._loop = self._background.loop
-        self._spawning: asyncio.Future[Process] | None = None
-        self._process: Process | None = None
+        self._starting: asyncio.Task[LiveKernel] | None = None
+        self._live: LiveKernel | None = None
         self._bridge = Bridge(self._receive, self._bridge_lost)
-        self._shell: Any = None
         self._cell: RunningCell | None = None
         self._giving = threading.Lock()
         self._given: list[tuple[RunningCell, int, Reply]] = []
         self._failure: Failure | None = None
         self._ready: asyncio.Future[None] | None = None
-        self._stop_watching: Callable[[], None] = _nothing
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending: asyncio.Task[None] | None = None
         _sessions.add(self)
@@ -93,7 +89,7 @@ class Session:
     @property
     def alive(self) -> bool:
         """True while the kernel can take a cell, or runs one."""
-        return self._failure is None and self._process is not None and self._background.pid == os.getpid()
+        return self._failure is None and self._live is not None and self._background.pid == os.getpid()
 
     async def bind(self, name: str, binding: dict[str, Any]) -> None:
         """Makes a variable from files; it is bound anew before every cell.
@@ -182,39 +178,29 @@ class Session:
 
     async def _start(self) -> None:
         self._ready = self._loop.create_future()
-        context, memory = self._background.sockets, self.options.kernel_memory
-        self._spawning = asyncio.ensure_future(self._background.spawner.call(lambda: spawn(context, memory)))
+        starting = self._starting = self._loop.create_task(self._start_kernel())
         try:
-            process = await self._spawning
-        except OSError as error:
-            await self._end(Failure(f"the kernel did not start: {error}", "start"))
-        self._check()  # closed meanwhile: `_release` waits for the process, to end it
-        self._process = process
-        self.pid = process.popen.pid
-        self._stop_watching = watch_exit(process, self._exited)
-        await self._bridge.open(process.bridge)
-        try:
+            live = await asyncio.shield(starting)
+            self._check()  # closed meanwhile: `_release` waits for the kernel, to end it
+            self._live, self.pid = live, live.pid
+            await live.connect(self._bridge, self._exited)
             await asyncio.wait_for(asyncio.shield(self._ready), _START_SECONDS)
         except TimeoutError:
             await self._end(Failure(f"the kernel did not start within {_START_SECONDS:.0f} s", "start"))
+        except KernelError as error:
+            await self._end(Failure(str(error), error.cause))
         self._check()
-        self._shell = process.manager.connect_shell()
-        self._shell.setsockopt(zmq.MAXMSGSIZE, _SHELL_MESSAGE_BYTES)
-        self._task(self._pump(process))
+        self._task(self._pump(live))
 
-    async def _pump(self, process: Process) -> None:
+    async def _start_kernel(self) -> LiveKernel:
+        return await start_local(self._background, self.options.kernel_memory)
+
+    async def _pump(self, live: LiveKernel) -> None:
         """Takes replies off the shell channel; what is not the reply to the running cell is dropped."""
-        jupyter = process.manager.session
         while True:
-            frames = await self._shell.recv_multipart()
-            try:
-                _, parts = jupyter.feed_identities(frames)
-                reply = jupyter.deserialize(parts)
-                parent = reply["parent_header"].get("msg_id")
-            except Exception:  # a forged or broken message is no reply
-                continue
+            message = await live.replied()
             cell = self._cell
-            if cell is not None and parent and parent == cell.message:
+            if cell is not None and message and message == cell.message:
                 cell.replied = True
                 self._settle(cell)
 
@@ -258,7 +244,7 @@ class Session:
         return None
 
     async def _run(self, cell: RunningCell, code: str, facts: dict[str, Any]) -> None:
-        if self._failure is not None or self._process is None:
+        if self._failure is not None or self._live is None:
             cell.inbox.end(self._failure or _CLOSED)
             return
         cell.start_clock()
@@ -274,9 +260,7 @@ class Session:
                 "stop_on_error": False,
                 "user_expressions": {},
             }
-            sent = self._process.manager.session.msg("execute_request", content)
-            cell.message = sent["header"]["msg_id"]
-            self._process.manager.session.send(self._shell, sent)
+            cell.message = self._live.execute(content)
 
     def _settle(self, cell: RunningCell) -> None:
         """Ends the cell once both its report and its reply have come; the one must follow the other soon."""
@@ -322,12 +306,10 @@ class Session:
             self._task(self._after_exit())
 
     async def _after_exit(self) -> None:
-        process = self._process
-        if process is None:
+        if self._live is None:
             return
-        kill(process)
-        started = self._ready is not None and self._ready.done()
-        error = await self._background.sweeper.call(lambda: obituary(process, started=started))
+        self._live.kill()
+        error = await self._live.obituary(started=self._ready is not None and self._ready.done())
         await self._end(Failure(str(error), error.cause))
 
     async def _await_failure(self) -> None:
@@ -350,30 +332,22 @@ class Session:
         await asyncio.shield(self._ending)
 
     async def _release(self) -> None:
-        """Kills the process and gives everything back that it had."""
-        process = None
-        if self._spawning is not None:
-            with contextlib.suppress(OSError):
-                process = await self._spawning
-        self._stop_watching()
+        """Ends the kernel and gives everything back that it had."""
+        live = None
+        if self._starting is not None:
+            with contextlib.suppress(KernelError):
+                live = await self._starting
         self._bridge.close()
         for task in self._tasks:
             task.cancel()
-        if self._shell is not None:
-            self._shell.close(linger=0)
-        if process is not None:
-            kill(process)
-            process.bridge.close()
-            await self._background.sweeper.call(lambda: release(process))
+        if live is not None:
+            await live.release()
         _sessions.discard(self)
 
 
 _CLOSED = Failure("the session is closed", "closed")
 _TOO_LATE = Reply(error="SubCallError", message="the cell ran out of time")
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _nothing() -> None: ...
 
 
 def _is_of(cell: RunningCell, report: Any) -> bool:

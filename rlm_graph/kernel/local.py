@@ -1,0 +1,84 @@
+"""A kernel that is a child process on this machine, spoken to over sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from ..errors import KernelError
+from .background import Background
+from .bridge import Bridge
+from .process import Process, kill, obituary, release, spawn, watch_exit
+
+_SHELL_MESSAGE_BYTES = 4_000_000
+
+
+async def start_local(background: Background, memory: int) -> LocalKernel:
+    """Starts a process.
+
+    Raises:
+        KernelError: it cannot be started.
+    """
+    context = background.sockets
+    try:
+        process = await background.spawner.call(lambda: spawn(context, memory))
+    except OSError as error:
+        raise KernelError(f"the kernel did not start: {error}", cause="start") from error
+    return LocalKernel(background, process)
+
+
+class LocalKernel:
+    """See `LiveKernel`."""
+
+    def __init__(self, background: Background, process: Process) -> None:
+        self._background = background
+        self.process = process
+        self.pid = process.popen.pid
+        self._channel: Any = None
+        self._stop_watching: Callable[[], None] = lambda: None
+
+    async def connect(self, bridge: Bridge, ended: Callable[[], None]) -> None:
+        self._stop_watching = watch_exit(self.process, ended)
+        await bridge.open(self.process.bridge)
+
+    def _shell(self) -> Any:
+        # Connected late: ZeroMQ takes 100 ms to try again where the kernel does not listen yet.
+        if self._channel is None:
+            self._channel = self.process.manager.connect_shell()
+            self._channel.setsockopt(zmq.MAXMSGSIZE, _SHELL_MESSAGE_BYTES)
+        return self._channel
+
+    def execute(self, content: dict[str, Any]) -> str:
+        jupyter = self.process.manager.session
+        sent = jupyter.msg("execute_request", content)
+        jupyter.send(self._shell(), sent)
+        return str(sent["header"]["msg_id"])
+
+    async def replied(self) -> str:
+        jupyter = self.process.manager.session
+        while True:
+            frames = await self._shell().recv_multipart()
+            try:
+                _, parts = jupyter.feed_identities(frames)
+                return str(jupyter.deserialize(parts)["parent_header"]["msg_id"])
+            except Exception:  # a forged or broken message is no reply
+                continue
+
+    async def deliver(self, bridge: Bridge, binding: dict[str, Any]) -> dict[str, Any]:
+        return binding
+
+    def kill(self) -> None:
+        kill(self.process)
+
+    async def obituary(self, *, started: bool) -> KernelError:
+        return await self._background.sweeper.call(lambda: obituary(self.process, started=started))
+
+    async def release(self) -> None:
+        self._stop_watching()
+        if self._channel is not None:
+            self._channel.close(linger=0)
+        self.kill()
+        self.process.bridge.close()
+        await self._background.sweeper.call(lambda: release(self.process))
