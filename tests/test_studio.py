@@ -183,7 +183,7 @@ def test_the_graphs_are_tools_of_the_model_context_protocol(client: Any) -> None
         name: graph["description"] for name, graph in graphs().items()
     }
     assert set(tools["report"]["inputSchema"]["properties"]) == {"question", "text", "sample"}
-    given = {"question": "What does a new card cost?", "context": "handbook"}
+    given = {"question": "What pays who loses a card?", "context": "handbook"}
     called = mcp(client, "tools/call", name="rlm", arguments=given)
     assert not called.get("isError") and "3 euros" in json.dumps(called)
 
