@@ -68,6 +68,7 @@ def create_rlm(
             what stands here (a path, say, or what `hold()` returned). Where the graph is served, it is the list of
             what callers may have read of this machine's files: what comes over HTTP is never a path.
         name: The graph's name.
+        name: The graph's name, and that of its messages.
 
     Returns:
         The compiled graph, with `invoke`, `ainvoke`, `stream`, `astream` and `batch`, or a node for a parent graph.
@@ -129,6 +130,7 @@ def build_rlm(
         cache=cache,
         approve_above=approve_above,
         contexts=dict(contexts or {}),
+        name=name,
     )
     return _at_depth(settings, 0, name)
 

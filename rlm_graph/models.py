@@ -142,6 +142,11 @@ async def _asked(
     )
 
 
+def named(config: RunnableConfig, name: str, **metadata: Any) -> RunnableConfig:
+    """The configuration under which a trace shows what is done by its name, with what it belongs to."""
+    return {**config, "run_name": name, "metadata": {**(config.get("metadata") or {}), **metadata}}
+
+
 async def saved_checkpoint(saver: BaseCheckpointSaver[Any], at: RunnableConfig) -> CheckpointTuple | None:
     """Reads a checkpoint the way this run works: a saver for synchronous runs may not have the other way."""
     if _synchronous.get():

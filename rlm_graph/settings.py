@@ -32,6 +32,7 @@ class Settings:
         cache: Where replies are looked up by content, across runs; None: nowhere.
         approve_above: Calls of a question that may be made before a human is asked, and between two such askings.
         contexts: Contexts that a caller may name instead of giving one.
+        name: Who says the answer, in a conversation.
     """
 
     models: tuple[Runnable[Any, AIMessage], ...]
@@ -42,6 +43,7 @@ class Settings:
     cache: BaseCache[Any] | None = None
     approve_above: int | None = None
     contexts: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "rlm"
 
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.errors import GraphBubbleUp
 
 from rlm_graph import models, prompts
@@ -85,6 +85,16 @@ async def run_cell(
     """Runs the next queued cell, or goes on with the one that waited, until it ends or waits for answers."""
     tree = await tree_of(state["tree"], settings.limits, settings.store, config)
     work = work_of(state, settings, depth)
+
+    async def run(code: str) -> dict[str, Any]:
+        return await _run(state, work, tree, settings, reported)
+
+    cell: Runnable[str, dict[str, Any]] = RunnableLambda(run)
+    shown = models.named(config, f"cell {work.index}", rlm_depth=depth, rlm_phase=work.phase)
+    return await cell.ainvoke(work.cell or "", shown)
+
+
+async def _run(state: State, work: Work, tree: Tree, settings: Settings, reported: tuple[str, ...]) -> dict[str, Any]:
     async with working_on(work.run) as hold:
         try:
             kernel = await kernel_at_rest(hold, work, tree, settings)

@@ -8,6 +8,7 @@ import time
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import flow, models, prompts
@@ -111,7 +112,11 @@ async def _end(
     if depth == 0:
         notes = sorted({note for m in settings.models if (note := models.note_of(m))})
         metadata = {"stop_reason": reason, **({"note": "; ".join(notes)} if notes else {})}
-        ended["messages"] = [AIMessage(answer, name="rlm", response_metadata=metadata)]
+        # No `model_name`: callbacks have counted each model's own calls, and would count these once more.
+        read, written = usage["input_tokens"], usage["output_tokens"]
+        tokens = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+        said = AIMessage(answer, name=settings.name, response_metadata=metadata, usage_metadata=tokens)
+        ended["messages"] = [said]
         await tree.mark(ended=True)
         forget_tree(tree.id)
     return ended

@@ -25,6 +25,7 @@ def plain_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfi
     """Who answers the plain calls of an RLM at `depth`: the model one level deeper, or the cache."""
     model, cache = settings.model(depth + 1), settings.cache
     name, settings_hash = models.name_of(model), models.settings_hash(model)
+    shown = models.named(config, "sub_call", rlm_depth=depth + 1)
 
     async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
         if cache is None:
@@ -43,7 +44,7 @@ def plain_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfi
         messages = [HumanMessage(prompt)]
         try:
             async with tree.slot() as threads:
-                message = await models.ask(model, messages, config, threads, settings.limits.max_retries)
+                message = await models.ask(model, messages, shown, threads, settings.limits.max_retries)
         except GraphBubbleUp:
             raise
         except Exception as error:

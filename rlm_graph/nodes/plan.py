@@ -72,7 +72,8 @@ async def root_reply(
         return known
     try:
         async with tree.slot() as threads:
-            reply = await models.ask(model, messages, config, threads, settings.limits.max_retries)
+            shown = models.named(config, "root", rlm_depth=depth)
+            reply = await models.ask(model, messages, shown, threads, settings.limits.max_retries)
     except Exception as error:
         raise ModelError(f"the root model {models.name_of(model)!r} failed: {models.first_line(error)}") from error
     await tree.record_turn(id, reply, spent_on(reply, messages, models.name_of(model), depth))

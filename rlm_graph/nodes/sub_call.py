@@ -115,7 +115,7 @@ class _Asking:
         kernel: Kernel | None,
     ) -> None:
         self.settings, self.depth, self.kernel = settings, depth, kernel
-        self.tree, self.config = tree, config
+        self.tree = tree
         self.model = settings.model(depth + 1)
         self.answered_by: dict[str, Answer] = {"llm": plain_call(settings, depth, tree, config)}
         self.own = self.taken_up = 0
