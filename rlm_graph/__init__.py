@@ -1,7 +1,28 @@
 """Recursive Language Models on LangGraph: ask questions of inputs a thousand times a model's window."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from rlm_graph.context import hold
 from rlm_graph.graph import build_rlm, create_rlm
 from rlm_graph.ledger import Limits
 
-__all__ = ["Limits", "build_rlm", "create_rlm", "hold"]
+if TYPE_CHECKING:
+    from rlm_graph.integrations.tool import create_rlm_tool
+
+_ON_DEMAND = {
+    "create_rlm_tool": "rlm_graph.integrations.tool",
+}
+"""Names that are imported when they are first used: who needs only the graph waits for nothing else."""
+
+__all__ = ["Limits", "build_rlm", "create_rlm", "create_rlm_tool", "hold"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ON_DEMAND[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})

@@ -136,6 +136,19 @@ def scan(path: Path, encoding: str, sample: Sample, *, binary: bool = True) -> S
     return Scan(encoding, chars, lines, head, tail, blank, stamp)
 
 
+def text_of(content: bytes) -> str:
+    """The text that a whole file's bytes are: UTF-8, or UTF-16 and UTF-32 where a byte order mark says so.
+
+    Raises:
+        Unreadable: If they are no text.
+    """
+    encoding, mark = _recognise(content, "utf-8")
+    if not encoding.startswith(("utf-16", "utf-32")) and b"\0" in content[:8192]:
+        raise Unreadable("binary")
+    decoder = codecs.getincrementaldecoder("utf-8" if mark else encoding)()
+    return _decoded(decoder, content[mark:], mark, encoding, final=True)
+
+
 def check_encoding(encoding: str) -> str:
     """The codec's own name for an encoding.
 
@@ -181,7 +194,7 @@ def walk(root: Path, exclude: Sequence[str]) -> Listing:
                 excluded += 1
                 continue
             is_folder = entry.is_dir(follow_symlinks=False)
-            reason = _clutter(entry)
+            reason = clutter(entry)
             if reason:
                 skipped.append((f"{name}/" if is_folder else name, reason))
             elif is_folder:
@@ -264,7 +277,8 @@ def _decoded(decoder: codecs.IncrementalDecoder, piece: bytes, at: int, encoding
         raise Unreadable(f"not {name}", at - len(pending) + start) from error
 
 
-def _clutter(entry: os.DirEntry[str]) -> str | None:
+def clutter(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry of a folder is none of its texts, whatever is in it; None where it may be one."""
     if entry.name.startswith("."):
         return "hidden"
     if entry.name == "__pycache__":

@@ -67,7 +67,6 @@ def create_rlm(
         contexts: Contexts that a caller may name instead of giving one: a `context` that is one of these names means
             what stands here (a path, say, or what `hold()` returned). Where the graph is served, it is the list of
             what callers may have read of this machine's files: what comes over HTTP is never a path.
-        name: The graph's name.
         name: The graph's name, and that of its messages.
 
     Returns:
@@ -75,6 +74,13 @@ def create_rlm(
 
     Raises:
         ModelError: A model's name is not known, or its package is not installed.
+
+    Example:
+        >>> from rlm_graph.offline import OfflineReader, OfflineRoot
+        >>> rlm = create_rlm(OfflineRoot(), OfflineReader())
+        >>> out = rlm.invoke({"question": "When was the pier built?", "context": "The pier was built in 1907."})
+        >>> out["answer"], out["stop_reason"], out["usage"]["calls"]
+        ('The pier was built in 1907.', 'direct', 0)
     """
     graph = build_rlm(
         model,
@@ -117,6 +123,15 @@ def build_rlm(
         content_store: …
         contexts: …
         name: …
+
+    Raises:
+        ModelError: See `create_rlm`.
+
+    Example:
+        >>> from rlm_graph.offline import OfflineRoot
+        >>> rlm = build_rlm(OfflineRoot()).compile(interrupt_before=["dispatch"])
+        >>> sorted(rlm.get_output_jsonschema()["properties"])[:2]
+        ['answer', 'messages']
     """
     limits = Limits() if limits is None else limits
     if not isinstance(limits, Limits):

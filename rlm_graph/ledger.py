@@ -24,6 +24,18 @@ class Limits:
         cell_seconds: Computing time of one cell in seconds; the clock stops while it waits for answers.
         cell_output: Characters of a cell's output that the root is shown: head and tail; the middle is counted.
         kernel_memory: Bytes of data that one kernel may hold.
+
+    Raises:
+        TypeError: One of them is no number.
+        ValueError: One of them is below 1 (below 0 for `max_depth`, `max_calls` and `max_retries`).
+
+    Example:
+        >>> Limits(max_calls=200).max_calls
+        200
+        >>> Limits(max_turns=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Limits(max_turns=0): it must be at least 1
     """
 
     max_depth: int = 2

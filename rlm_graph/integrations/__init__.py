@@ -1,0 +1,1 @@
+"""Where an RLM stands in for parts of LangChain: a chat model, a tool, a middleware."""
