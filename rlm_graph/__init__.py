@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rlm_graph.context import hold
 from rlm_graph.graph import build_rlm, create_rlm
 from rlm_graph.ledger import Limits
+from rlm_graph.trace.recording import tracing
+from rlm_graph.trace.trajectory import read_trace, write_trace
 
 if TYPE_CHECKING:
     from rlm_graph.integrations.tool import create_rlm_tool
@@ -15,7 +17,7 @@ _ON_DEMAND = {
 }
 """Names that are imported when they are first used: who needs only the graph waits for nothing else."""
 
-__all__ = ["Limits", "build_rlm", "create_rlm", "create_rlm_tool", "hold"]
+__all__ = ["Limits", "build_rlm", "create_rlm", "create_rlm_tool", "hold", "read_trace", "tracing", "write_trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,3 +29,7 @@ class KernelError(RLMError):
     def __init__(self, message: str, *, cause: str = "exit") -> None:
         super().__init__(message)
         self.cause = cause
+
+
+class TraceError(RLMError):
+    """A trajectory cannot be read, written or replayed; the message says why."""

@@ -77,7 +77,13 @@ def let_go(state: State) -> list[Send] | str:
     assert wave is not None and running is not None
     if not wave["calls"]:
         return running["phase"]
-    to: SubCall = {"run": state["run"], "tree": state["tree"], "wave": wave["number"], "kernel": wave["kernel"]}
+    to: SubCall = {
+        "run": state["run"],
+        "tree": state["tree"],
+        "cell": len(state.get("journal") or []),
+        "wave": wave["number"],
+        "kernel": wave["kernel"],
+    }
     sends = [Send("sub_call", {**to, "batch": key}) for key in wave["batches"]]
     pump: SubCall = {**to, "allowance": wave["allowance"]}
     sends[:1] = [Send("sub_call", {**pump, "batch": wave["batches"][0]} if wave["batches"] else pump)]

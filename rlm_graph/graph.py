@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from langchain_core.stores import BaseStore
@@ -25,6 +26,7 @@ from rlm_graph.nodes.verify import verify
 from rlm_graph.settings import Model, Settings, models_by_depth
 from rlm_graph.state import Input, NestedInput, Output, State
 from rlm_graph.store import default_store
+from rlm_graph.trace.watched import watched
 
 Graph = CompiledStateGraph[State, None, Input, Output]
 _ANY_CELL = ["probe", "filter", "chunk", "compose"]
@@ -155,15 +157,16 @@ def _at_depth(settings: Settings, depth: int, name: str) -> StateGraph[State, No
     deeper = depth + 2 <= settings.limits.max_depth
     child = _at_depth(settings, depth + 1, name).compile(name=f"{name}_{depth + 1}") if deeper else None
     graph = StateGraph(State, input_schema=NestedInput if depth else Input, output_schema=Output)
-    graph.add_node("load", load(settings, depth))
-    graph.add_node("plan", plan(settings, depth))
-    graph.add_node("probe", probe(settings, depth))
-    graph.add_node("filter", filter(settings, depth))
-    graph.add_node("chunk", chunk(settings, depth))
-    graph.add_node("dispatch", dispatch(settings, depth))
+    seen = partial(watched, settings=settings, depth=depth)
+    graph.add_node("load", seen(load(settings, depth)))
+    graph.add_node("plan", seen(plan(settings, depth)))
+    graph.add_node("probe", seen(probe(settings, depth)))
+    graph.add_node("filter", seen(filter(settings, depth)))
+    graph.add_node("chunk", seen(chunk(settings, depth)))
+    graph.add_node("dispatch", seen(dispatch(settings, depth)))
     graph.add_node("sub_call", sub_call(settings, depth, child))
-    graph.add_node("verify", verify())
-    graph.add_node("compose", compose(settings, depth))
+    graph.add_node("verify", seen(verify()))
+    graph.add_node("compose", seen(compose(settings, depth)))
 
     step = flow.next_step(settings.limits)
     graph.add_edge(START, "load")

@@ -18,6 +18,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.constants import TAG_NOSTREAM
 
 from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
@@ -147,6 +148,11 @@ def named(config: RunnableConfig, name: str, **metadata: Any) -> RunnableConfig:
     return {**config, "run_name": name, "metadata": {**(config.get("metadata") or {}), **metadata}}
 
 
+def unheard(config: RunnableConfig) -> RunnableConfig:
+    """The configuration under which `stream_mode="messages"` passes over a model's tokens: they are not the answer."""
+    return {**config, "tags": [*(config.get("tags") or []), TAG_NOSTREAM]}
+
+
 async def saved_checkpoint(saver: BaseCheckpointSaver[Any], at: RunnableConfig) -> CheckpointTuple | None:
     """Reads a checkpoint the way this run works: a saver for synchronous runs may not have the other way."""
     if _synchronous.get():
@@ -194,4 +200,9 @@ def _plain(value: Any) -> Any:
 
 def first_line(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return _KEY_LIKE.sub("[key]", line)
+    return without_keys(line)
+
+
+def without_keys(text: str) -> str:
+    """The text with what looks like a key taken out."""
+    return _KEY_LIKE.sub("[key]", text)

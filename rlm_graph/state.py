@@ -362,6 +362,8 @@ class SubCall(TypedDict):
 
     run: str
     tree: str
+    cell: int
+    """Index of the cell that asks."""
     wave: int
     kernel: str
     batch: NotRequired[str]

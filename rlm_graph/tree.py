@@ -24,6 +24,8 @@ from langchain_core.stores import BaseStore, InMemoryByteStore
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Ledger, Limits, Spent
 from rlm_graph.state import Reply, Source
+from rlm_graph.trace.events import Answered, kept_beside
+from rlm_graph.trace.log import Log
 
 INLINE = 4_000
 """Characters up to which a value may stand in the state itself."""
@@ -48,6 +50,7 @@ class Tree:
         self.run = id.rpartition(".")[0]
         self.ledger = Ledger(limits)
         self.store = store
+        self.log = Log(id, store, lasting=lasting)
         self.lasting = lasting
         self._most_at_once = most_at_once
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -76,19 +79,17 @@ class Tree:
         found = await self.store.amget([self._reply_key(id) for id in ids])
         return {id: _reply(json.loads(data)) for id, data in zip(ids, found, strict=True) if data is not None}
 
-    async def record(self, id: str, reply: Reply, spent: Spent | None = None) -> None:
-        """Keeps a reply, with what it cost, the moment that it arrives."""
-        entry = self._entry(reply, spent)
-        await self.store.amset([(self._reply_key(id), _dump(entry))])
+    async def record(self, id: str, reply: Reply, spent: Spent | None = None) -> Answered | None:
+        """Keeps a reply, with what it cost, the moment that it arrives; returns what is to be said of it."""
+        said = await self._keep({id: reply}, spent)
         if reply.error != "BudgetExceeded":
             self.ledger.settle(id, spent, failed=reply.error is not None)
+        return said.get(id)
 
     async def refuse(self, refusals: Mapping[str, Reply]) -> None:
         """Keeps refusals, so that a replayed cell is refused the same calls."""
         self.ledger.note_refused(refusals)
-        await self.store.amset(
-            [(self._reply_key(id), _dump(self._entry(reply, None))) for id, reply in refusals.items()]
-        )
+        await self._keep(refusals, None)
 
     async def turn(self, id: str) -> AIMessage | None:
         """A root turn's reply, where it is on record."""
@@ -97,12 +98,12 @@ class Tree:
             return None
         entry = json.loads(data)
         self.ledger.turn(id, Spent(**entry["spent"]))
-        return AIMessage(content=entry["text"], response_metadata=entry["metadata"])
+        return AIMessage(content=entry["text"], id=entry.get("id"), response_metadata=entry["metadata"])
 
     async def record_turn(self, id: str, reply: AIMessage, spent: Spent) -> None:
         """Keeps a root turn's reply before it is used."""
         metadata = _named(reply.response_metadata)
-        entry = {"tree": self.id, "text": reply.text, "metadata": metadata, "spent": asdict(spent)}
+        entry = {"tree": self.id, "id": reply.id, "text": reply.text, "metadata": metadata, "spent": asdict(spent)}
         await self.store.amset([(f"run/{self.run}/turn/{id}", _dump(entry))])
         self.ledger.turn(id, spent)
 
@@ -171,13 +172,20 @@ class Tree:
     def _reply_key(self, id: str) -> str:
         return f"run/{self.run}/reply/{id}"
 
-    def _entry(self, reply: Reply, spent: Spent | None) -> dict[str, Any]:
+    async def _keep(self, replies: Mapping[str, Reply], spent: Spent | None) -> dict[str, Answered]:
+        said = self.log.answered(replies, spent)
+        entries = {id: self._entry(reply, spent, said.get(id)) for id, reply in replies.items()}
+        await self.store.amset([(self._reply_key(id), _dump(entry)) for id, entry in entries.items()])
+        return said
+
+    def _entry(self, reply: Reply, spent: Spent | None, said: Answered | None) -> dict[str, Any]:
         return {
             "tree": self.id,
             "text": reply.text,
             "error": reply.error,
             "message": reply.message,
             "spent": asdict(spent) if spent else None,
+            "said": kept_beside(said) if said else None,
         }
 
 
@@ -195,13 +203,17 @@ async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config:
         tree = _trees.get(id)
         if tree is not None:
             _trees.move_to_end(id)
-            return tree
+    if tree is not None:
+        await tree.log.open()
+        return tree
     lasting = config.get("configurable", {}).get("thread_id") is not None
     most = min(limits.max_concurrency, config.get("max_concurrency") or limits.max_concurrency)
     tree = Tree(id, limits, store if lasting else InMemoryByteStore(), most, lasting=lasting)
     if lasting:
         await tree.rebuild()
-    return _keep(tree)
+    tree = _keep(tree)
+    await tree.log.open()
+    return tree
 
 
 def forget_tree(id: str) -> None:

@@ -16,7 +16,15 @@ from rlm_graph import create_rlm
 from rlm_graph.graph import Graph
 from rlm_graph.kernel.session import close_all
 
-_START_PROCESSES = {"test_session", "test_dialect", "test_cli", "test_studio", "test_readme", "test_faults"}
+_START_PROCESSES = {
+    "test_session",
+    "test_dialect",
+    "test_cli",
+    "test_studio",
+    "test_readme",
+    "test_faults",
+    "test_trace",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

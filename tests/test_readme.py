@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -18,6 +18,7 @@ from rlm_graph.graph import Graph
 from rlm_graph.kernel.inside.toolkit import Toolkit
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.state import PHASES
+from rlm_graph.trace import events
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -114,6 +115,19 @@ def test_every_tool_of_the_kernel_is_named() -> None:
 def test_every_node_is_explained() -> None:
     table = " ".join(rows(section("The graph")))
     assert all(f"`{node}`" in table for node in NODES | {"sub_call"})
+
+
+def test_every_event_is_explained_with_fields_that_it_has() -> None:
+    told = rows(section("See a run"))
+    assert {row.strip("`") for row in told} - {"event", "---"} == {kind_of(event) for event in get_args(events.Event)}
+    for event in get_args(events.Event):
+        fields = re.findall(r"`(\w+)`", told[f"`{kind_of(event)}`"][1])
+        assert set(fields) <= set(event.__annotations__) | {"at"}, event
+
+
+def kind_of(event: Any) -> str:
+    (kind,) = get_args(get_type_hints(event)["event"])
+    return str(kind)
 
 
 def test_the_command_s_options_exist() -> None:

@@ -27,6 +27,7 @@ class Work:
 
     Attributes:
         run: Run id.
+        depth: Depth of the RLM.
         journal: The cells that have ended.
         sources: The contexts of the thread, by the cells' `context`; the last is the present one.
         cell: Code of the cell that is running or next; None when none is.
@@ -37,6 +38,7 @@ class Work:
     """
 
     run: str
+    depth: int
     journal: Sequence[Cell]
     sources: Sequence[Source]
     cell: str | None

@@ -15,6 +15,7 @@ from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Work
 from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State
+from rlm_graph.trace import events
 from rlm_graph.tree import INLINE, Tree, forget_failed, tree_of
 
 Act = Callable[[Any, RunnableConfig], Coroutine[Any, Any, dict[str, Any]]]
@@ -53,6 +54,7 @@ def work_of(state: State, settings: Settings, depth: int) -> Work:
     below = settings.model(depth + 1)
     return Work(
         run=state["run"],
+        depth=depth,
         journal=state.get("journal") or [],
         sources=state["sources"],
         cell=running["code"] if running else None,
@@ -143,6 +145,7 @@ async def _until_it_waits(kernel: Kernel, work: Work, tree: Tree, settings: Sett
         await kernel.begin(work, settings.store)
     while kernel.outcome is None:
         unanswered = list(kernel.waiting) or await kernel.advance(work)
+        tree.log.asks(events.at_cell(work.run, work.depth, work.index), kernel.waiting)
         kernel.deliver(await tree.replies(unanswered))
         if kernel.waiting:
             return

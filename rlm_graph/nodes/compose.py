@@ -29,9 +29,9 @@ def compose(settings: Settings, depth: int) -> Node:
         state = flow.in_a_run(state)
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         if not state.get("turns") and flow.is_direct(state, depth, settings.direct_below):
-            answer, warnings = await _direct(state, tree, settings, config)
+            message, warnings = await _direct(state, tree, settings, config)
             told = cast(State, {**state, "warnings": [*(state.get("warnings") or []), *warnings]})
-            return await _end(told, tree, settings, depth, answer, "direct")
+            return await _end(told, tree, settings, depth, message.text, "direct", message.id)
         update: dict[str, Any] = {}
         if flow.ending(state, settings.limits) is None:
             update = await run_cell(state, config, settings, depth, ())
@@ -46,7 +46,7 @@ def compose(settings: Settings, depth: int) -> Node:
     return Node(act, "compose")
 
 
-async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> tuple[str, list[str]]:
+async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> tuple[AIMessage, list[str]]:
     text = await asyncio.to_thread(read_text, state["sources"][-1], settings.store)
     left_out = state["sources"][-1].get("left_out") or []
     messages = prompts.direct_messages(
@@ -58,7 +58,7 @@ async def _direct(state: State, tree: Tree, settings: Settings, config: Runnable
     reply = reply_of(message, models.name_of(settings.model(depth)))
     if reply.error is not None and not message.text.strip():
         raise ModelError(reply.message)
-    return message.text, [reply.message] if reply.error is not None else []
+    return message, [reply.message] if reply.error is not None else []
 
 
 async def best_answer(state: State, tree: Tree) -> str:
@@ -92,9 +92,12 @@ def as_text(content: Any) -> str:
 
 
 async def _end(
-    state: State, tree: Tree, settings: Settings, depth: int, answer: str, reason: StopReason
+    state: State, tree: Tree, settings: Settings, depth: int, answer: str, reason: StopReason, id: str | None = None
 ) -> dict[str, Any]:
-    """What the caller gets; the kernel is closed, and the tree let go where this is its top."""
+    """What the caller gets; the kernel is closed, and the tree let go where this is its top.
+
+    `id` is that of the model's message where it is the answer, so that who streamed its tokens has it once.
+    """
     await pool.close_run(state["run"])
     warnings = list(state.get("warnings") or [])
     if reason == "errors" and (why := _last_error(state)):
@@ -115,7 +118,7 @@ async def _end(
         # No `model_name`: callbacks have counted each model's own calls, and would count these once more.
         read, written = usage["input_tokens"], usage["output_tokens"]
         tokens = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
-        said = AIMessage(answer, name=settings.name, response_metadata=metadata, usage_metadata=tokens)
+        said = AIMessage(answer, id=id, name=settings.name, response_metadata=metadata, usage_metadata=tokens)
         ended["messages"] = [said]
         await tree.mark(ended=True)
         forget_tree(tree.id)

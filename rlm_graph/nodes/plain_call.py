@@ -25,7 +25,7 @@ def plain_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfi
     """Who answers the plain calls of an RLM at `depth`: the model one level deeper, or the cache."""
     model, cache = settings.model(depth + 1), settings.cache
     name, settings_hash = models.name_of(model), models.settings_hash(model)
-    shown = models.named(config, "sub_call", rlm_depth=depth + 1)
+    shown = models.unheard(models.named(config, "sub_call", rlm_depth=depth + 1))
 
     async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
         if cache is None:

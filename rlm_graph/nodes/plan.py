@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -17,6 +18,8 @@ from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import Reply, State, Turn
 from rlm_graph.tokens import count_tokens
+from rlm_graph.trace import events
+from rlm_graph.trace.watched import say
 from rlm_graph.tree import Tree, tree_of
 
 
@@ -34,7 +37,7 @@ def plan(settings: Settings, depth: int) -> Node:
         )
         messages = turn_messages(state, settings, depth, turns, note)
         async with working_on(state["run"]):
-            reply = await root_reply(tree, settings, depth, state["run"], messages, config)
+            reply = await root_reply(tree, settings, depth, state["run"], messages, models.unheard(config))
         parsed = cells_of(reply.text, state["phase"])
         turn: Turn = {"note": note, "reply": reply.text}
         update: dict[str, Any] = {"turns": [turn], "queue": list(parsed.cells), "notice": parsed.problem}
@@ -70,13 +73,16 @@ async def root_reply(
     id = content_hash([run, models.settings_hash(model), [[m.type, m.text] for m in messages]])
     if (known := await tree.turn(id)) is not None:
         return known
+    began = time.monotonic()
     try:
         async with tree.slot() as threads:
             shown = models.named(config, "root", rlm_depth=depth)
             reply = await models.ask(model, messages, shown, threads, settings.limits.max_retries)
     except Exception as error:
         raise ModelError(f"the root model {models.name_of(model)!r} failed: {models.first_line(error)}") from error
-    await tree.record_turn(id, reply, spent_on(reply, messages, models.name_of(model), depth))
+    spent = spent_on(reply, messages, models.name_of(model), depth)
+    await say(tree, events.turn(run, depth, id, reply.text, spent, time.monotonic() - began))
+    await tree.record_turn(id, reply, spent)
     return reply
 
 

@@ -8,13 +8,11 @@ One task of a wave is its *pump*: it also takes up the plain calls that the cell
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
-from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
@@ -28,14 +26,13 @@ from rlm_graph.nodes.dispatch import asked_of, decide, groups, over_budget, refu
 from rlm_graph.nodes.plain_call import Answer, plain_call
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, NestedInput, Reply, SubCall, SubCallOutput
+from rlm_graph.trace.events import AtCell
+from rlm_graph.trace.watched import show, show_progress
 from rlm_graph.tree import Tree, tree_of
 
 _LOOK_SECONDS = 0.1
 """How often a pump that hears nothing looks whether its siblings still run."""
 _IDLE_LOOKS = 3
-
-_PROGRESS_EVERY = 0.25
-"""Seconds between two progress events of a batch."""
 
 
 def sub_call(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any] | None) -> Any:
@@ -78,7 +75,7 @@ def ask(settings: Settings, depth: int) -> Node:
                     await (asking.pump(state["allowance"]) if "allowance" in state else asking.finish())
             finally:
                 asking.cancel()
-        asking.tell(at_once=True)
+        asking.show_progress(at_once=True)
         return {"settled": [{"wave": state["wave"], "calls": asking.own, "taken_up": asking.taken_up}]}
 
     return Node(act, "ask")
@@ -96,6 +93,11 @@ def among_siblings(kernel: Kernel | None) -> Iterator[None]:
         yield
     finally:
         siblings.ended += 1
+
+
+def asked_by(state: SubCall, depth: int) -> AtCell:
+    """The cell whose calls a task answers."""
+    return {"run": state["run"], "depth": depth, "index": state["cell"]}
 
 
 Batch = dict[str, Asked]
@@ -120,8 +122,7 @@ class _Asking:
         self.answered_by: dict[str, Answer] = {"llm": plain_call(settings, depth, tree, config)}
         self.own = self.taken_up = 0
         self.in_flight: set[asyncio.Task[None]] = set()
-        self._write = get_stream_writer()
-        self._told = 0.0
+        self.state = state
 
     async def not_on_record(self, batch: Batch) -> Batch:
         """What is still to be asked; the rest is delivered from the record."""
@@ -132,6 +133,7 @@ class _Asking:
         return {id: asked for id, asked in batch.items() if id not in known}
 
     def start(self, batch: Batch) -> None:
+        self.tree.log.asks(asked_by(self.state, self.depth), batch)
         self.in_flight |= {asyncio.create_task(self._one(id, asked)) for id, asked in batch.items()}
 
     async def finish(self) -> None:
@@ -184,6 +186,7 @@ class _Asking:
         known = await self.tree.replies(list(calls))
         kernel.deliver(known)
         calls = {id: call for id, call in calls.items() if id not in known}
+        self.tree.log.asks(asked_by(self.state, self.depth), calls)
         decided = decide(
             calls, self.depth, self.settings.limits, [models.name_of(self.model)], models.window_of(self.model)
         )
@@ -216,7 +219,7 @@ class _Asking:
         reply, spent = await self._answer(asked)
         await self.tree.record(id, reply, spent)
         self._deliver({id: reply})
-        self.tell()
+        self.show_progress()
 
     async def _answer(self, asked: Asked) -> tuple[Reply, Spent | None]:
         """Lets those answer whom a call of this kind goes to."""
@@ -230,12 +233,8 @@ class _Asking:
         if self.kernel is not None:
             self.kernel.deliver(replies)
 
-    def tell(self, *, at_once: bool = False) -> None:
-        """A progress event for who watches, a few times a second at most."""
-        now = time.monotonic()
-        if at_once or now - self._told >= _PROGRESS_EVERY:
-            self._told = now
-            self._write({"event": "progress", "depth": self.depth, **self.tree.ledger.progress()})
+    def show_progress(self, *, at_once: bool = False) -> None:
+        show_progress(self.tree, self.state["run"], self.depth, self.settings.limits, at_once=at_once)
 
     def cancel(self) -> None:
         for task in self.in_flight:
@@ -263,8 +262,11 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
                         "run": id,
                         "tree": tree.id,
                     }
+                    call: Asked = {"kind": "rlm", "prompt": task["question"], "context": None, "nth": 0}
+                    tree.log.asks(asked_by(state, depth), {id: call})
                     known[id] = await while_wanted(kernel, _answered(answer, given))
-                    await tree.record(id, known[id])
+                    if said := await tree.record(id, known[id]):
+                        show(said)
                 if kernel is not None:
                     kernel.deliver(known)
         return {"settled": [{"wave": state["wave"], "calls": 1, "taken_up": 0}]}

@@ -1,0 +1,153 @@
+"""A trajectory file as it is written: JSON lines, one an entry, each on its way to the disk the moment it is said.
+
+A file holds one question with its whole recursion tree. What the record had before (of a run that is gone on with, of
+the thread's earlier questions) comes first, so that the file can be replayed by itself.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+from rlm_graph.trace.events import Entry, Header, without_texts
+
+VERSION = 1
+"""Of the file's schema."""
+
+VARIABLE = "RLM_GRAPH_TRACE"
+"""Names a folder in which every run of this process writes its trajectory, texts and all."""
+
+
+class Recording:
+    """A file, or a folder of them, into which runs write.
+
+    Args:
+        path: The file of the first question that is recorded; further ones go beside it, as `<name>-2.jsonl` and so
+            on. A folder: a file for each, `<run>.<number>.jsonl`.
+        texts: Whether prompts, replies and outputs are written whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, texts: bool) -> None:
+        self.path = Path(path)
+        self.texts = texts
+        # One thread writes, in order: a write must never hold up a loop.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="rlm-trace")
+        self._files: dict[str, TextIO] = {}
+        self._paths: dict[str, Path] = {}
+        self._lock = threading.Lock()
+        self._last: Future[None] | None = None
+
+    def open(self, tree: str) -> bool:
+        """Takes a tree in; whether it is new here, and its past is to be written."""
+        with self._lock:
+            if tree in self._paths:
+                return False
+            self._paths[tree] = self._path(tree)
+            self._last = self._writer.submit(self._begin, tree)
+            return True
+
+    def write(self, tree: str, entries: Iterable[Entry]) -> None:
+        """Writes entries of a tree that has been opened."""
+        entries = list(entries)
+        lines = [line_of(entry if self.texts else without_texts(entry)) for entry in entries]
+        ended = any(entry["event"] == "answer" and entry["depth"] == 0 for entry in entries)
+        with self._lock:
+            self._last = self._writer.submit(self._append, tree, lines, ended)
+
+    def close(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._writer.shutdown(wait=True)
+        for file in self._files.values():
+            file.close()
+        if self._last is not None:
+            self._last.result()
+
+    def _path(self, tree: str) -> Path:
+        if self.path.is_dir():
+            return self.path / f"{tree}.jsonl"
+        number = len(self._paths) + 1
+        return self.path if number == 1 else self.path.with_stem(f"{self.path.stem}-{number}")
+
+    def _begin(self, tree: str) -> None:
+        self._files[tree] = _opened(self._paths[tree], os.O_TRUNC)
+        self._files[tree].write(header(texts=self.texts))
+
+    def _append(self, tree: str, lines: list[str], ended: bool) -> None:
+        if tree not in self._files:
+            self._files[tree] = _opened(self._paths[tree], os.O_APPEND)
+        for line in lines:
+            self._files[tree].write(line)
+        if ended:
+            self._files.pop(tree).close()
+
+
+def _opened(path: Path, how: int) -> TextIO:
+    # As private as the content store's files: it holds what the run read.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+    return os.fdopen(descriptor, "w", encoding="ascii", buffering=1)
+
+
+def header(*, texts: bool) -> str:
+    """The first line of a file."""
+    by = f"rlm-graph {version('rlm-graph')}"
+    first: Header = {"event": "trace", "version": VERSION, "by": by, "texts": texts}
+    return line_of(first)
+
+
+def line_of(entry: Any) -> str:
+    """An entry as a line."""
+    return json.dumps(entry, ensure_ascii=True, separators=(",", ":")) + "\n"
+
+
+_recording: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("rlm_graph_recording", default=None)
+_of_process: dict[str, Recording] = {}
+_of_process_lock = threading.Lock()
+
+
+@contextmanager
+def tracing(path: str | os.PathLike[str], *, texts: bool = False) -> Iterator[None]:
+    """Writes the trajectory of what runs inside, while it runs: a process that is killed leaves what it had got to.
+
+    ```python
+    with tracing("run.jsonl"):
+        rlm.invoke({"question": "…", "context": text})
+    ```
+
+    Args:
+        path: The file; a further question inside goes beside it, as `run-2.jsonl` and so on. A folder that exists: a
+            file for each question.
+        texts: Whether prompts, replies and outputs are written whole, rather than by their beginning and hash.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    recording = Recording(path, texts=texts)
+    token = _recording.set(recording)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+        recording.close()
+
+
+def present() -> Recording | None:
+    """Where the present run is to be written, if anywhere."""
+    recording = _recording.get()
+    if recording is not None or not (folder := os.environ.get(VARIABLE)):
+        return recording
+    with _of_process_lock:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return _of_process.setdefault(folder, Recording(folder, texts=True))
