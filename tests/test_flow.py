@@ -105,9 +105,9 @@ def test_a_wave_is_a_send_for_each_batch_and_each_nested_run_and_one_of_them_pum
     sends = flow.let_go(state(running=CHUNK, wave=wave(batches=["b1", "b2"], nested=["n1"], calls=102)))
     assert isinstance(sends, list) and all(isinstance(s, Send) and s.node == "sub_call" for s in sends)
     assert [s.arg for s in sends] == [
-        {"run": "r", "tree": "t", "wave": 2, "kernel": "k", "batch": "b1", "allowance": 5},
-        {"run": "r", "tree": "t", "wave": 2, "kernel": "k", "batch": "b2"},
-        {"run": "r", "tree": "t", "wave": 2, "kernel": "k", "nested": "n1"},
+        {"run": "r", "tree": "t", "cell": 0, "wave": 2, "kernel": "k", "batch": "b1", "allowance": 5},
+        {"run": "r", "tree": "t", "cell": 0, "wave": 2, "kernel": "k", "batch": "b2"},
+        {"run": "r", "tree": "t", "cell": 0, "wave": 2, "kernel": "k", "nested": "n1"},
     ]
 
 
