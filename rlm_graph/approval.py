@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def request(calls: Mapping[str, Call], model: str, nested: int, made: int) -> di
         nested: How many of them are whole RLMs one level deeper, whose own calls are not counted here.
         made: Calls made so far in the tree.
     """
-    prompts = [call.prompt for call in calls.values()]
+    prompts = [_shown(call) for call in calls.values()]
     return {
         "kind": "approve_calls",
         "calls": len(prompts),
@@ -34,6 +35,10 @@ def request(calls: Mapping[str, Call], model: str, nested: int, made: int) -> di
         "samples": [p if len(p) <= _SAMPLE_CHARS else p[:_SAMPLE_CHARS] + "…" for p in prompts[:_SAMPLES]],
         "how": HOW,
     }
+
+
+def _shown(call: Call) -> str:
+    return f"{call.prompt}({json.dumps(call.context, ensure_ascii=False)})" if call.kind == "tool" else call.prompt
 
 
 def not_understood(said: Any) -> str:

@@ -18,6 +18,10 @@ class ModelError(RLMError):
     """A model cannot be found or called. `__cause__` is the provider's own error."""
 
 
+class UnusableTool(RLMError):
+    """A tool cannot be a function in the kernel: by its name, or by what it wants from an agent."""
+
+
 class KernelError(RLMError):
     """The kernel did not start, died, or no longer speaks.
 

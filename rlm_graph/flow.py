@@ -87,6 +87,7 @@ def let_go(state: State) -> list[Send] | str:
     sends = [Send("sub_call", {**to, "batch": key}) for key in wave["batches"]]
     pump: SubCall = {**to, "allowance": wave["allowance"]}
     sends[:1] = [Send("sub_call", {**pump, "batch": wave["batches"][0]} if wave["batches"] else pump)]
+    sends += [Send("sub_call", {**to, "batch": key, "alone": True}) for key in wave["alone"]]
     return sends + [Send("sub_call", {**to, "nested": key}) for key in wave["nested"]]
 
 

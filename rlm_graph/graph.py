@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from langchain_core.stores import BaseStore
+from langchain_core.tools import BaseTool
 from langgraph.cache.base import BaseCache
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -26,6 +27,7 @@ from rlm_graph.nodes.verify import verify
 from rlm_graph.settings import Model, Settings, models_by_depth
 from rlm_graph.state import Input, NestedInput, Output, State
 from rlm_graph.store import default_store
+from rlm_graph.tools import user_tools
 from rlm_graph.trace.watched import watched
 
 Graph = CompiledStateGraph[State, None, Input, Output]
@@ -36,6 +38,7 @@ def create_rlm(
     model: Model,
     sub_model: Model | Sequence[Model] | None = None,
     *,
+    tools: Sequence[BaseTool | Callable[..., Any]] = (),
     system_prompt: str | None = None,
     limits: Limits | None = None,
     direct_below: int = 16_000,
@@ -56,6 +59,8 @@ def create_rlm(
         model: The root: a chat model, or `"provider:name"`.
         sub_model: Who answers the calls: one for all depths, or a list, one for each depth below the root. None:
             the root's own model.
+        tools: Functions for the kernel's code: LangChain tools, those of MCP servers, or plain functions with a
+            docstring. They run here, count as calls, and may ask a human with `interrupt()`. Nested RLMs have them too.
         system_prompt: Instructions of yours to the root, beside ours.
         limits: How much one question may do.
         direct_below: Tokens below which the context goes straight into one prompt of the root; 0: never.
@@ -76,6 +81,7 @@ def create_rlm(
 
     Raises:
         ModelError: A model's name is not known, or its package is not installed.
+        UnusableTool: A tool's name cannot be a function's in the kernel, or it wants what only an agent can give it.
 
     Example:
         >>> from rlm_graph.offline import OfflineReader, OfflineRoot
@@ -87,6 +93,7 @@ def create_rlm(
     graph = build_rlm(
         model,
         sub_model,
+        tools=tools,
         system_prompt=system_prompt,
         limits=limits,
         direct_below=direct_below,
@@ -103,6 +110,7 @@ def build_rlm(
     model: Model,
     sub_model: Model | Sequence[Model] | None = None,
     *,
+    tools: Sequence[BaseTool | Callable[..., Any]] = (),
     system_prompt: str | None = None,
     limits: Limits | None = None,
     direct_below: int = 16_000,
@@ -117,6 +125,7 @@ def build_rlm(
     Args:
         model: See `create_rlm`, as for all the others.
         sub_model: …
+        tools: …
         system_prompt: …
         limits: …
         direct_below: …
@@ -148,6 +157,7 @@ def build_rlm(
         approve_above=approve_above,
         contexts=dict(contexts or {}),
         name=name,
+        tools=user_tools(tools),
     )
     return _at_depth(settings, 0, name)
 

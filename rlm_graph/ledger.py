@@ -16,7 +16,8 @@ class Limits:
         max_depth: 0: no sub-calls; 1: plain calls; 2: RLMs one level deeper, whose calls are plain; and so on (as in
             arXiv 2512.24601). At the last depth an `rlm_query` becomes a plain call.
         max_breadth: Calls that one `dispatch` lets go. More than that go in several waves.
-        max_calls: Calls in the whole tree: plain ones and nested RLMs. The root's own turns are not among them.
+        max_calls: Calls in the whole tree: plain ones, nested RLMs and the user's tools. The root's own turns are not
+            among them.
         max_concurrency: Model calls in flight at once in the whole tree, roots included.
         max_turns: Root turns of each RLM in the tree.
         max_errors: Turns in a row without a cell, or with a failed one, that end an RLM.

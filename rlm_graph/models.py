@@ -137,10 +137,13 @@ async def _asked(
 ) -> AIMessage:
     if not _synchronous.get():
         return await model.ainvoke(list(messages), config)
+    return await in_threads(model, list(messages), config, threads)
+
+
+async def in_threads(asked: Runnable[Any, T], given: Any, config: RunnableConfig, threads: Executor) -> T:
+    """Calls a model or a tool for a synchronous caller: in a thread of `threads`, in the caller's context."""
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(
-        threads, lambda: context.run(model.invoke, list(messages), config)
-    )
+    return await asyncio.get_running_loop().run_in_executor(threads, lambda: context.run(asked.invoke, given, config))
 
 
 def named(config: RunnableConfig, name: str, **metadata: Any) -> RunnableConfig:

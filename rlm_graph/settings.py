@@ -15,6 +15,7 @@ from langgraph.cache.base import BaseCache
 from rlm_graph import models
 from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.ledger import Limits
+from rlm_graph.tools import UserTool
 
 Model = BaseChatModel | Runnable[Any, AIMessage] | str
 
@@ -33,6 +34,7 @@ class Settings:
         approve_above: Calls of a question that may be made before a human is asked, and between two such askings.
         contexts: Contexts that a caller may name instead of giving one.
         name: Who says the answer, in a conversation.
+        tools: What the kernel's code may call beside models.
     """
 
     models: tuple[Runnable[Any, AIMessage], ...]
@@ -44,6 +46,7 @@ class Settings:
     approve_above: int | None = None
     contexts: Mapping[str, Any] = field(default_factory=dict)
     name: str = "rlm"
+    tools: tuple[UserTool, ...] = ()
 
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""

@@ -80,6 +80,7 @@ class Call:
 class Asked(TypedDict):
     """A call of a batch, as `dispatch` stores it for an `ask` task under its call id."""
 
+    id: str
     kind: CallKind
     """An `rlm` that nests no deeper has become an `llm`."""
     prompt: str
@@ -90,7 +91,7 @@ class Asked(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call got: a text, or a typed error (`SubCallError`, `BudgetExceeded`, `PromptTooLong`) and its message."""
+    """What a call got: a text, or a typed error (`SubCallError` or a kind of it) and its message."""
 
     text: str | None = None
     error: str | None = None
@@ -168,6 +169,8 @@ class Wave(TypedDict):
     number: int
     batches: list[str]
     """Keys, in the content store, of batches (`Asked` by call id) for `ask` tasks."""
+    alone: list[str]
+    """Keys of batches of one call each: a tool that asks a human, in a task of its own."""
     nested: list[str]
     """Keys of the calls that are a whole RLM one level deeper, each."""
     calls: int
@@ -368,6 +371,8 @@ class SubCall(TypedDict):
     kernel: str
     batch: NotRequired[str]
     nested: NotRequired[str]
+    alone: NotRequired[bool]
+    """The batch is one tool that asks a human: its interrupt is this task's own."""
     allowance: NotRequired[int]
     """Set on the one task of a wave that also takes up the plain calls which the cell makes meanwhile."""
     settled: NotRequired[Annotated[list[Settled], _of_the_latest_wave]]

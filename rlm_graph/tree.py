@@ -122,8 +122,13 @@ class Tree:
         [known] = await self.store.amget([f"run/{self.run}/asked/{about}"])
         return known is not None
 
+    async def asking(self, ids: Sequence[str]) -> set[str]:
+        """Which of these calls are tools that are known to ask a human."""
+        found = await self.store.amget([f"run/{self.run}/asked/{id}" for id in ids])
+        return {id for id, known in zip(ids, found, strict=True) if known is not None}
+
     async def note_asked(self, about: str) -> None:
-        """Notes that a human is asked about this wave, before the interrupt that asks."""
+        """Notes that a human is asked about this wave, or by this call's tool, before the interrupt that asks."""
         await self.store.amset([(f"run/{self.run}/asked/{about}", b"1")])
 
     async def mark(self, *, ended: bool) -> None:

@@ -98,7 +98,17 @@ def test_only_the_top_answers_a_small_context_directly(tokens: int, depth: int, 
 
 
 def wave(**more: Any) -> Any:
-    return {"number": 2, "batches": [], "nested": [], "calls": 0, "allowance": 5, "tries": 0, "kernel": "k", **more}
+    return {
+        "number": 2,
+        "batches": [],
+        "alone": [],
+        "nested": [],
+        "calls": 0,
+        "allowance": 5,
+        "tries": 0,
+        "kernel": "k",
+        **more,
+    }
 
 
 def test_a_wave_is_a_send_for_each_batch_and_each_nested_run_and_one_of_them_pumps() -> None:
@@ -116,6 +126,14 @@ def test_a_wave_of_nested_runs_alone_has_a_pump_as_well() -> None:
     assert isinstance(sends, list)
     assert ["allowance" in s.arg for s in sends] == [True, False]
     assert ["nested" in s.arg for s in sends] == [False, True]
+
+
+def test_a_tool_that_asks_a_human_gets_a_task_of_its_own_beside_the_one_that_pumps() -> None:
+    sends = flow.let_go(state(running=CHUNK, wave=wave(alone=["a1"], calls=1)))
+    assert [("allowance" in s.arg, s.arg.get("batch"), s.arg.get("alone")) for s in sends] == [
+        (True, None, None),
+        (False, "a1", True),
+    ]
 
 
 def test_an_empty_wave_goes_back_to_the_waiting_cell() -> None:

@@ -159,15 +159,17 @@ async def test_a_nested_call_without_context_takes_its_text_as_the_context(scene
     assert any("Answer the prompt in `context`." in str(r.messages) for r in s.server.seen)
 
 
-async def test_a_call_of_a_kind_that_nobody_answers_is_an_error_of_the_cell(scene: Any) -> None:
+async def test_a_call_that_the_cell_forges_finds_nobody_to_answer_it(scene: Any) -> None:
     code = (
         "import gc, sys\ncalls = next(o for o in gc.get_objects() if type(o).__name__ == 'Calls')\n"
         "Request = sys.modules[type(calls).__module__].Request\n"
-        "try:\n    calls.ask([Request('tool', 'shell', {'command': 'ls'}, None)])\n"
-        "except SubCallError as e:\n    answer['content'] = str(e); answer['ready'] = True"
+        "def told(kind):\n    try:\n        calls.ask([Request(kind, 'shell', {'command': 'ls'}, None)])\n"
+        "    except SubCallError as e:\n        return str(e)\n"
+        "answer['content'] = [told('tool'), told('sub')]; answer['ready'] = True"
     )
     out = await scene(one_cell(code)).rlm().ainvoke({"question": "q", "context": TEXT})
-    assert out["answer"] == "nobody answers calls of the kind 'tool' here"
+    assert "there is no tool 'shell'" in out["answer"]
+    assert "nobody answers calls of the kind 'sub' here" in out["answer"]
 
 
 async def test_one_failed_call_of_a_batch_does_not_sink_the_others(scene: Any) -> None:

@@ -35,6 +35,7 @@ class Work:
         question: Which of the thread's questions it works for.
         model: Hash of the model that answers its calls, and its window in tokens where known.
         window: Tokens that model can be given.
+        tools: What its code is told of the tools that it may call.
     """
 
     run: str
@@ -46,6 +47,7 @@ class Work:
     question: int
     model: str
     window: int | None
+    tools: Sequence[Mapping[str, Any]] = ()
 
     @property
     def index(self) -> int:
@@ -133,7 +135,7 @@ class Kernel:
         self.waiting, self.nth, self.asked, self.outcome = {}, {}, [], None
         self.failed, self.refused, self.deferred = set(), set(), set()
         self._payloads.clear()
-        facts = {"phase": work.phase, "window": work.window, "reset_answer": fresh}
+        facts = {"phase": work.phase, "window": work.window, "reset_answer": fresh, "tools": list(work.tools)}
         self._take(await self.session.run(work.index, work.cell, facts=facts), work)
 
     async def advance(self, work: Work, *, gather: bool = True) -> list[str]:
@@ -174,7 +176,8 @@ class Kernel:
         return [self._identify(call, work) for call in event.calls]
 
     def _identify(self, call: Call, work: Work) -> str:
-        payload = content_hash([call.kind, call.prompt, call.context, call.model, work.model])
+        model = None if call.kind == "tool" else work.model
+        payload = content_hash([call.kind, call.prompt, call.context, call.model, model])
         nth = self._payloads[payload]
         id = call_id(self.run, work.index, payload, nth)
         self._payloads[payload] += 1

@@ -62,6 +62,7 @@ def work_of(state: State, settings: Settings, depth: int) -> Work:
         question=state["start"]["question"],
         model=models.settings_hash(below),
         window=models.window_of(below),
+        tools=[tool.spec for tool in settings.tools],
     )
 
 

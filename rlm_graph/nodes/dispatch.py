@@ -26,7 +26,7 @@ BATCH = 100
 """Calls in one `ask` task: a `Send` each would cost milliseconds a call and grow with the square of their number."""
 
 NESTED_AT_ONCE = 200
-"""Nested RLMs in one superstep, a `Send` each."""
+"""Nested RLMs, and tools that ask a human, in one superstep: a `Send` each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ def prompt_of(call: Call) -> str:
 
 def asked_of(kernel: Kernel, id: str) -> Asked:
     """A waiting call as it stands in the batch of an `ask` task."""
-    call = kernel.waiting[id]
+    call, nth = kernel.waiting[id], kernel.nth[id]
     if call.kind in ("tool", "sub"):
-        return {"kind": call.kind, "prompt": call.prompt, "context": call.context, "nth": kernel.nth[id]}
-    return {"kind": "llm", "prompt": prompt_of(call), "context": None, "nth": kernel.nth[id]}
+        return {"id": id, "kind": call.kind, "prompt": call.prompt, "context": call.context, "nth": nth}
+    return {"id": id, "kind": "llm", "prompt": prompt_of(call), "context": None, "nth": nth}
 
 
 def nested_question(call: Call) -> tuple[str, Any]:
@@ -175,7 +175,9 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
         if tree.ledger.reserve(group) == "over":
             await refuse(kernel, tree, dict.fromkeys(group, over_budget(tree, len(group))))
     going = [id for id in order if id in kernel.waiting][:breadth]
-    plain = [id for id in going if id not in nests]
+    asking = await tree.asking([id for id in going if kernel.waiting[id].kind == "tool"])
+    plain = [id for id in going if id not in nests and id not in asking]
+    alone = [id for id in going if id in asking][:NESTED_AT_ONCE]
     nested = [id for id in going if id in nests][:NESTED_AT_ONCE]
     keys = [await _nest(kernel, id, tree, settings) for id in nested]
     # LangGraph runs a single task of a synchronous run in the caller's own thread, where Ctrl-C reaches it.
@@ -185,14 +187,16 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
         for at in range(0, len(plain), batch)
     ]
     sent = [key for key in keys if key]
-    kernel.deferred = set(kernel.waiting) - set(plain) - set(nested)
-    kernel.siblings = Siblings(expected=max(0, len(batches) - 1) + len(sent))
+    askings = [await tree.put({id: asked_of(kernel, id)}) for id in alone]
+    kernel.deferred = set(kernel.waiting) - set(plain) - set(nested) - set(alone)
+    kernel.siblings = Siblings(expected=max(0, len(batches) - 1) + len(sent) + len(askings))
     return {
         **_nothing(state),
         "kernel": kernel.key,
         "batches": batches,
+        "alone": askings,
         "nested": sent,
-        "calls": len(plain) + len(sent),
+        "calls": len(plain) + len(askings) + len(sent),
         "allowance": max(0, min(breadth - len(going), await _unasked(tree, settings))),
     }
 
@@ -208,7 +212,16 @@ def _nothing(state: State) -> Wave:
     """A wave that lets nothing go."""
     last = state["wave"]
     number, tries = (last["number"], last["tries"]) if last else (0, 0)
-    return {"number": number + 1, "tries": tries, "batches": [], "nested": [], "calls": 0, "allowance": 0, "kernel": ""}
+    return {
+        "number": number + 1,
+        "tries": tries,
+        "batches": [],
+        "alone": [],
+        "nested": [],
+        "calls": 0,
+        "allowance": 0,
+        "kernel": "",
+    }
 
 
 async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings) -> str | None:

@@ -51,7 +51,7 @@ def plan(settings: Settings, depth: int) -> Node:
 def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn], note: str) -> list[BaseMessage]:
     """What the root is told before this turn."""
     return prompts.root_messages(
-        prompts.system_for(settings.limits, depth, settings.system_prompt),
+        prompts.system_for(settings.limits, depth, settings.system_prompt, [t.spec for t in settings.tools]),
         state["asked"],
         describe(state["sources"][-1]),
         state.get("earlier") or [],

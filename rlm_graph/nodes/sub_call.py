@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.errors import GraphInterrupt
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
@@ -24,6 +25,7 @@ from rlm_graph.ledger import Spent
 from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.nodes.dispatch import asked_of, decide, groups, over_budget, refuse
 from rlm_graph.nodes.plain_call import Answer, plain_call
+from rlm_graph.nodes.tool_call import tool_call
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, NestedInput, Reply, SubCall, SubCallOutput
 from rlm_graph.trace.events import AtCell
@@ -119,7 +121,11 @@ class _Asking:
         self.settings, self.depth, self.kernel = settings, depth, kernel
         self.tree = tree
         self.model = settings.model(depth + 1)
-        self.answered_by: dict[str, Answer] = {"llm": plain_call(settings, depth, tree, config)}
+        self.alone = "alone" in state
+        self.answered_by: dict[str, Answer] = {
+            "llm": plain_call(settings, depth, tree, config),
+            "tool": tool_call(settings, tree, config),
+        }
         self.own = self.taken_up = 0
         self.in_flight: set[asyncio.Task[None]] = set()
         self.state = state
@@ -216,10 +222,25 @@ class _Asking:
         return False
 
     async def _one(self, id: str, asked: Asked) -> None:
-        reply, spent = await self._answer(asked)
+        try:
+            reply, spent = await self._answer(asked)
+        except GraphInterrupt:
+            if self.alone:
+                raise
+            await self._ask_alone(id)
+            return
         await self.tree.record(id, reply, spent)
         self._deliver({id: reply})
         self.show_progress()
+
+    async def _ask_alone(self, id: str) -> None:
+        """Leaves a tool that asks a human to a task of its own.
+
+        LangGraph matches answers to the interrupts of one task by their order, which calls in parallel do not have.
+        """
+        await self.tree.note_asked(id)
+        if self.kernel is not None:
+            self.kernel.deferred.add(id)
 
     async def _answer(self, asked: Asked) -> tuple[Reply, Spent | None]:
         """Lets those answer whom a call of this kind goes to."""
@@ -262,7 +283,7 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
                         "run": id,
                         "tree": tree.id,
                     }
-                    call: Asked = {"kind": "rlm", "prompt": task["question"], "context": None, "nth": 0}
+                    call: Asked = {"id": id, "kind": "rlm", "prompt": task["question"], "context": None, "nth": 0}
                     tree.log.asks(asked_by(state, depth), {id: call})
                     known[id] = await while_wanted(kernel, _answered(answer, given))
                     if said := await tree.record(id, known[id]):

@@ -25,7 +25,7 @@ class SubCallError(RuntimeError):
     def __init__(
         self,
         message: str = "",
-        results: Sequence[str | None] = (None,),
+        results: Sequence[Any] = (None,),
         errors: Sequence[tuple[int, str]] | None = None,
     ) -> None:
         super().__init__(message)
@@ -41,10 +41,16 @@ class PromptTooLong(SubCallError):
     """The prompt does not fit the model."""
 
 
-for _class in (SubCallError, BudgetExceeded, PromptTooLong):
+class ToolError(SubCallError):
+    """A tool failed."""
+
+
+_ERRORS = (SubCallError, BudgetExceeded, PromptTooLong, ToolError)
+
+for _class in _ERRORS:
     _class.__module__ = "builtins"  # so that tracebacks and reprs show the bare name
 
-_TYPES = {each.__name__: each for each in (SubCallError, BudgetExceeded, PromptTooLong)}
+_TYPES = {each.__name__: each for each in _ERRORS}
 
 
 @dataclass(frozen=True, slots=True)

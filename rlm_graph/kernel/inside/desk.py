@@ -16,6 +16,7 @@ from .calls import Calls
 from .dialect import Answer, answer_names, call_names, exit_names
 from .failures import describe
 from .load import Document, load
+from .user_tools import tool_names
 from .values import lenient, summary, variables
 from .wire import Wire
 
@@ -52,6 +53,8 @@ class Desk:
         self._names = call_names(self._calls) | exit_names() | {"Document": Document}
         self._names |= answer_names(namespace, self._own_variables, self._deliver)
         self._names |= self._toolkit()
+        self._tools: dict[str, Any] = {}
+        self._specs: list[dict[str, Any]] = []
         self._known = {*namespace, *self._names, "answer"}
 
     def _toolkit(self) -> dict[str, Any]:
@@ -110,11 +113,17 @@ class Desk:
         self._before = self._answer_value()
         for name in _NEEDED:
             self._namespace.pop(name, None)
+        self._make_tools(self._facts.get("tools") or [])
+        self._namespace.update(self._tools)
         self._namespace.update(self._names)
         self._namespace.update(self._bound)
         self._namespace["answer"] = self._answer
         self.running = True
         self._calls.open()
+
+    def _make_tools(self, specs: list[dict[str, Any]]) -> None:
+        if specs != self._specs:
+            self._specs, self._tools = specs, tool_names(self._calls, specs)
 
     def finish(self, error: BaseException | None, message: str | None) -> None:
         """Ends the cell: whatever it has broken, the report goes out."""
@@ -170,7 +179,7 @@ class Desk:
         self._namespace["answer"]["ready"] = True
 
     def _own_variables(self) -> list[list[Any]]:
-        known: set[str] = self._known | set(self._bound)
+        known: set[str] = self._known | set(self._bound) | set(self._tools)
         rows = variables(self._namespace, known)
         return [[str(name)[:200], kind[:200], length] for name, kind, length in rows]
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from .calls import BudgetExceeded, Calls, PromptTooLong, Request, SubCallError
+from .calls import BudgetExceeded, Calls, PromptTooLong, Request, SubCallError, ToolError
 from .values import json_like, plain_text
 
 
@@ -67,7 +67,7 @@ def call_names(calls: Calls) -> dict[str, Any]:
 
     functions: list[Any] = [llm_query, llm_query_batched, rlm_query, rlm_query_batched]
     functions += [allm_query, allm_query_batched, arlm_query, arlm_query_batched]
-    errors: list[Any] = [SubCallError, BudgetExceeded, PromptTooLong]
+    errors: list[Any] = [SubCallError, BudgetExceeded, PromptTooLong, ToolError]
     return {each.__name__: each for each in functions + errors}
 
 
