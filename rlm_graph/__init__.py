@@ -10,14 +10,26 @@ from rlm_graph.trace.recording import tracing
 from rlm_graph.trace.trajectory import read_trace, write_trace
 
 if TYPE_CHECKING:
+    from rlm_graph.integrations.middleware import RLMMiddleware
     from rlm_graph.integrations.tool import create_rlm_tool
 
 _ON_DEMAND = {
+    "RLMMiddleware": "rlm_graph.integrations.middleware",
     "create_rlm_tool": "rlm_graph.integrations.tool",
 }
 """Names that are imported when they are first used: who needs only the graph waits for nothing else."""
 
-__all__ = ["Limits", "build_rlm", "create_rlm", "create_rlm_tool", "hold", "read_trace", "tracing", "write_trace"]
+__all__ = [
+    "Limits",
+    "RLMMiddleware",
+    "build_rlm",
+    "create_rlm",
+    "create_rlm_tool",
+    "hold",
+    "read_trace",
+    "tracing",
+    "write_trace",
+]
 
 
 def __getattr__(name: str) -> Any:

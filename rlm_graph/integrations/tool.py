@@ -21,6 +21,7 @@ from rlm_graph import context, prompts
 from rlm_graph.beneath import allowed, read_beneath
 from rlm_graph.errors import RLMError
 from rlm_graph.graph import Graph, create_rlm
+from rlm_graph.integrations.kept import kept_id
 from rlm_graph.settings import Model
 from rlm_graph.state import Source
 from rlm_graph.store import default_store
@@ -31,9 +32,6 @@ LONGEST_ANSWER = 20_000
 """Characters of an answer that an agent is shown; a longer one is kept, and can be asked about."""
 
 ENDED_WELL = ("answered", "direct")
-
-KEPT = "rlm_context"
-"""Where a message that stands for a kept text says so, in its `additional_kwargs`."""
 
 
 class Ask(BaseModel):
@@ -164,9 +162,9 @@ def _asked(
         return Asked(source)
     for message in reversed(messages):
         if isinstance(message, ToolMessage) and source in (message.tool_call_id, message.name):
-            kept = message.additional_kwargs.get(KEPT)
-            given = {"type": "rlm_context", "id": kept} if isinstance(kept, str) else message.text
-            return Asked(context.take_in(given, store, from_cell=not isinstance(kept, str)))
+            if (kept := kept_id(message)) is not None:
+                return Asked(context.take_in({"type": "rlm_context", "id": kept}, store))
+            return Asked(context.take_in(message.text, store, from_cell=True))
     found = read_beneath(roots, source)
     return Asked(context.take_in(found.context, store, name=source, from_cell=True), found.left_out)
 

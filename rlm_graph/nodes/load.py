@@ -10,6 +10,7 @@ from langchain_core.messages import AnyMessage, HumanMessage, get_buffer_string
 from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import context, flow, models
+from rlm_graph.conversation import LONG_MESSAGE, ends_of
 from rlm_graph.errors import ContextError
 from rlm_graph.identity import new_run
 from rlm_graph.kernel import pool
@@ -24,9 +25,6 @@ _CHECKPOINTER = "__pregel_checkpointer"
 
 _SAID_LINES, _SAID_CHARS = 6, 400
 """How much of the earlier conversation the root is told, in lines and in characters of each."""
-
-_LONG_MESSAGE = 4_000
-"""Characters above which a message that comes without a context is taken to hold it."""
 
 _LIKE_A_NAME = 40
 """Characters below which a text may have been meant as the name of a context."""
@@ -121,8 +119,8 @@ def _asked(state: State, given: Any) -> tuple[str, Any, list[str]]:
         return question, given, _said(state, messages)
     if any(m.text.strip() for m in messages):
         return question, get_buffer_string(messages), []
-    if len(question) > _LONG_MESSAGE:
-        return _ends_of(question), question, []
+    if len(question) > LONG_MESSAGE:
+        return ends_of(question), question, []
     raise ContextError(
         "no context: give `context` (a text, documents, a mapping, a pathlib.Path or what hold() returned)"
     )
@@ -136,9 +134,3 @@ def _said(state: State, messages: list[AnyMessage]) -> list[str]:
     elif messages:
         said = [f"{m.type}: {m.text}" for m in messages]
     return [line if len(line) <= _SAID_CHARS else f"{line[:_SAID_CHARS]}…" for line in said[-_SAID_LINES:]]
-
-
-def _ends_of(text: str) -> str:
-    """First and last paragraph of a message that is itself what is too long."""
-    paragraphs = [p.strip() for p in text.split("\n\n") if p.strip()]
-    return "\n…\n".join(p[:1_000] for p in dict.fromkeys((paragraphs[0], paragraphs[-1])))
