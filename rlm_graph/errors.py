@@ -6,8 +6,11 @@ Each message says what happened, to what, and what to do. None holds a secret or
 from __future__ import annotations
 
 
-class RLMError(Exception):
-    """Any failure of an RLM run that is not a bug of the caller's own code."""
+class RLMError(RuntimeError):
+    """Any failure of an RLM run that is not a bug of the caller's own code.
+
+    LangGraph's server shows its clients the messages of few kinds of errors; `RuntimeError` is one of them.
+    """
 
 
 class ContextError(RLMError):

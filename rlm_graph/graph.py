@@ -11,6 +11,7 @@ from langchain_core.tools import BaseTool
 from langgraph.cache.base import BaseCache
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Checkpointer
 
 from rlm_graph import flow
@@ -47,6 +48,7 @@ def create_rlm(
     approve_above: int | None = None,
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
+    sub_graph: RemoteGraph | None = None,
     name: str = "rlm",
 ) -> Graph:
     """Makes a Recursive Language Model (Zhang, Kraska, Khattab, arXiv 2512.24601) as a LangGraph graph.
@@ -74,6 +76,8 @@ def create_rlm(
         contexts: Contexts that a caller may name instead of giving one: a `context` that is one of these names means
             what stands here (a path, say, or what `hold()` returned). Where the graph is served, it is the list of
             what callers may have read of this machine's files: what comes over HTTP is never a path.
+        sub_graph: Where nested RLMs run instead of here: a graph of ours on a LangGraph server, which has the same
+            `content_store`. Each call has a thread of its own there. None: here.
         name: The graph's name, and that of its messages.
 
     Returns:
@@ -101,6 +105,7 @@ def create_rlm(
         approve_above=approve_above,
         content_store=content_store,
         contexts=contexts,
+        sub_graph=sub_graph,
         name=name,
     )
     return graph.compile(checkpointer=checkpointer, name=name)
@@ -118,6 +123,7 @@ def build_rlm(
     approve_above: int | None = None,
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
+    sub_graph: RemoteGraph | None = None,
     name: str = "rlm",
 ) -> StateGraph[State, None, Input, Output]:
     """The same as `create_rlm`, not compiled: for those who compile it themselves.
@@ -133,6 +139,7 @@ def build_rlm(
         approve_above: …
         content_store: …
         contexts: …
+        sub_graph: …
         name: …
 
     Raises:
@@ -156,6 +163,7 @@ def build_rlm(
         cache=cache,
         approve_above=approve_above,
         contexts=dict(contexts or {}),
+        sub_graph=sub_graph,
         name=name,
         tools=user_tools(tools),
     )

@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
 from langchain_core.stores import BaseStore
 from langgraph.cache.base import BaseCache
+from langgraph.pregel.remote import RemoteGraph
 
 from rlm_graph import models
 from rlm_graph.kernel.session import KernelOptions
@@ -33,6 +34,7 @@ class Settings:
         cache: Where replies are looked up by content, across runs; None: nowhere.
         approve_above: Calls of a question that may be made before a human is asked, and between two such askings.
         contexts: Contexts that a caller may name instead of giving one.
+        sub_graph: Where nested RLMs run; None: here.
         name: Who says the answer, in a conversation.
         tools: What the kernel's code may call beside models.
     """
@@ -45,6 +47,7 @@ class Settings:
     cache: BaseCache[Any] | None = None
     approve_above: int | None = None
     contexts: Mapping[str, Any] = field(default_factory=dict)
+    sub_graph: RemoteGraph | None = None
     name: str = "rlm"
     tools: tuple[UserTool, ...] = ()
 

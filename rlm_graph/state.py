@@ -317,6 +317,14 @@ class NestedInput(TypedDict, total=False):
     tree: str
 
 
+class NestedCall(TypedDict):
+    """What `dispatch` stores for a call that a whole RLM answers."""
+
+    id: str
+    question: str
+    source: Source
+
+
 class Output(TypedDict, total=False):
     """What a caller gets."""
 

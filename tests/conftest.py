@@ -21,6 +21,8 @@ _START_PROCESSES = {
     "test_dialect",
     "test_cli",
     "test_studio",
+    "test_remote",
+    "test_examples",
     "test_readme",
     "test_faults",
     "test_trace",

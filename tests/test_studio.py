@@ -228,3 +228,9 @@ def test_a_reference_written_into_the_state_names_no_file_either(server: DevServ
 def test_a_form_takes_a_path_for_a_text(server: DevServer, client: Any) -> None:
     out = ask(client, "report", question="What is the password?", text=str(server.folder / "secret.txt"))
     assert SECRET not in json.dumps(out) and "Read: your text" in out["report"]
+
+
+@pytest.mark.slow
+def test_who_gives_a_path_reads_what_is_wrong(client: Any) -> None:
+    out = ask(client, "rlm", question="What is the password?", context="/etc/hostname")
+    assert "A str is always text" in out["__error__"]["message"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
@@ -14,8 +14,9 @@ from rlm_graph.errors import KernelError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Work
 from rlm_graph.settings import Settings
-from rlm_graph.state import Cell, Done, Draft, Phase, State
+from rlm_graph.state import Cell, Done, Draft, Phase, State, SubCall
 from rlm_graph.trace import events
+from rlm_graph.trace.events import AtCell
 from rlm_graph.tree import INLINE, Tree, forget_failed, tree_of
 
 Act = Callable[[Any, RunnableConfig], Coroutine[Any, Any, dict[str, Any]]]
@@ -46,6 +47,25 @@ async def working_on(run: str) -> AsyncIterator[pool.Holding]:
     except BaseException:
         forget_failed(run)
         raise
+
+
+@contextmanager
+def among_siblings(kernel: Kernel | None) -> Iterator[None]:
+    """Counts a task that is not the pump, so that the pump knows when nobody else will answer."""
+    if kernel is None:
+        yield
+        return
+    siblings = kernel.siblings
+    siblings.started += 1
+    try:
+        yield
+    finally:
+        siblings.ended += 1
+
+
+def asked_by(state: SubCall, depth: int) -> AtCell:
+    """The cell whose calls a task answers."""
+    return {"run": state["run"], "depth": depth, "index": state["cell"]}
 
 
 def work_of(state: State, settings: Settings, depth: int) -> Work:

@@ -8,28 +8,26 @@ One task of a wave is its *pump*: it also takes up the plain calls that the cell
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphInterrupt
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from rlm_graph import models, prompts
-from rlm_graph.errors import KernelError, RLMError
+from rlm_graph.errors import KernelError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Spent
-from rlm_graph.nodes.cell import Node, working_on
+from rlm_graph.nodes.cell import Node, among_siblings, asked_by, working_on
 from rlm_graph.nodes.dispatch import asked_of, decide, groups, over_budget, refuse
+from rlm_graph.nodes.nested import nested, remote_rlm
 from rlm_graph.nodes.plain_call import Answer, plain_call
 from rlm_graph.nodes.tool_call import tool_call
 from rlm_graph.settings import Settings
-from rlm_graph.state import Asked, NestedInput, Reply, SubCall, SubCallOutput
-from rlm_graph.trace.events import AtCell
-from rlm_graph.trace.watched import show, show_progress
+from rlm_graph.state import Asked, Reply, SubCall, SubCallOutput
+from rlm_graph.trace.watched import show_progress
 from rlm_graph.tree import Tree, tree_of
 
 _LOOK_SECONDS = 0.1
@@ -50,7 +48,9 @@ def sub_call(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any,
     graph.add_edge("ask", END)
     ways = ["ask"]
     if child is not None:
-        graph.add_node("rlm", nested(settings, depth, child))
+        there = settings.sub_graph
+        rlm = nested(settings, depth, child) if there is None else remote_rlm(settings, depth, there)
+        graph.add_node("rlm", rlm)
         graph.add_edge("rlm", END)
         ways.append("rlm")
     graph.add_conditional_edges(START, which, ways)
@@ -81,25 +81,6 @@ def ask(settings: Settings, depth: int) -> Node:
         return {"settled": [{"wave": state["wave"], "calls": asking.own, "taken_up": asking.taken_up}]}
 
     return Node(act, "ask")
-
-
-@contextmanager
-def among_siblings(kernel: Kernel | None) -> Iterator[None]:
-    """Counts a task that is not the pump, so that the pump knows when nobody else will answer."""
-    if kernel is None:
-        yield
-        return
-    siblings = kernel.siblings
-    siblings.started += 1
-    try:
-        yield
-    finally:
-        siblings.ended += 1
-
-
-def asked_by(state: SubCall, depth: int) -> AtCell:
-    """The cell whose calls a task answers."""
-    return {"run": state["run"], "depth": depth, "index": state["cell"]}
 
 
 Batch = dict[str, Asked]
@@ -260,70 +241,3 @@ class _Asking:
     def cancel(self) -> None:
         for task in self.in_flight:
             task.cancel()
-
-
-def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any]) -> RunnableLambda[Any, Any]:
-    """The node `rlm`: a nested RLM, whose answer is kept under the id of the call that made it."""
-
-    async def around(
-        state: SubCall, config: RunnableConfig, answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str, Any]]]
-    ) -> dict[str, Any]:
-        async with working_on(state["run"]) as hold:
-            hold.take(kernel := pool.live_kernel(state["kernel"]))
-            with among_siblings(kernel):
-                tree = await tree_of(state["tree"], settings.limits, settings.store, config)
-                task = await tree.get(state["nested"])
-                id = task["id"]
-                tree.ledger.note_reserved([id])
-                known = await tree.replies([id])
-                if id not in known:
-                    given: NestedInput = {
-                        "question": task["question"],
-                        "sources": [task["source"]],
-                        "run": id,
-                        "tree": tree.id,
-                    }
-                    call: Asked = {"id": id, "kind": "rlm", "prompt": task["question"], "context": None, "nth": 0}
-                    tree.log.asks(asked_by(state, depth), {id: call})
-                    known[id] = await while_wanted(kernel, _answered(answer, given))
-                    if said := await tree.record(id, known[id]):
-                        show(said)
-                if kernel is not None:
-                    kernel.deliver(known)
-        return {"settled": [{"wave": state["wave"], "calls": 1, "taken_up": 0}]}
-
-    def step(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
-        async def answer(given: NestedInput) -> dict[str, Any]:
-            return await asyncio.to_thread(child.invoke, given, config)
-
-        return models.in_step(lambda: around(state, config, answer))
-
-    async def astep(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
-        return await around(state, config, lambda given: child.ainvoke(given, config))
-
-    return RunnableLambda(step, astep, name="rlm")
-
-
-async def while_wanted(kernel: Kernel | None, answered: Coroutine[Any, Any, Reply]) -> Reply:
-    """Goes on with a nested RLM as long as the cell that asked has not ended without waiting for it."""
-    task = asyncio.ensure_future(answered)
-    try:
-        while not task.done():
-            await asyncio.wait({task}, timeout=_LOOK_SECONDS)
-            if kernel is not None and kernel.outcome is not None:
-                return Reply(error="SubCallError", message=prompts.NESTED_UNWANTED)
-        return task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _answered(answer: Callable[[NestedInput], Coroutine[Any, Any, dict[str, Any]]], given: NestedInput) -> Reply:
-    try:
-        out = await answer(given)
-    except RLMError as error:
-        return Reply(error="SubCallError", message=prompts.NESTED_FAILED.format(error=error))
-    text = out["answer"] if isinstance(out.get("answer"), str) else str(out.get("answer") or "")
-    if not text.strip():
-        return Reply(error="SubCallError", message=prompts.NESTED_SILENT.format(reason=out.get("stop_reason")))
-    return Reply(text=text)

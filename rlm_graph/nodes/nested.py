@@ -1,0 +1,111 @@
+"""The node `rlm` of `sub_call`: a whole RLM answers a call, one level deeper here, or on a LangGraph server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel.remote import RemoteGraph
+
+from rlm_graph import models, prompts, remote
+from rlm_graph.errors import RLMError
+from rlm_graph.kernel import pool
+from rlm_graph.kernel.kernel import Kernel
+from rlm_graph.nodes.cell import Node, among_siblings, asked_by, working_on
+from rlm_graph.settings import Settings
+from rlm_graph.state import Asked, NestedCall, NestedInput, Reply, SubCall
+from rlm_graph.trace.watched import show
+from rlm_graph.tree import tree_of
+
+_LOOK_SECONDS = 0.1
+"""How often a nested run looks whether the cell still wants its answer."""
+
+Output = dict[str, Any]
+Answer = Callable[[NestedCall, str], Coroutine[Any, Any, Output]]
+"""Answers a call of the tree with this id."""
+
+
+def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any]) -> RunnableLambda[Any, Any]:
+    """The node `rlm` that runs the graph `child` here, in the tree of the call that it answers."""
+
+    def step(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
+        async def answer(call: NestedCall, tree: str) -> Output:
+            return await asyncio.to_thread(child.invoke, _input(call, tree), config)
+
+        return models.in_step(lambda: _settled(settings, depth, state, config, answer))
+
+    async def astep(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
+        async def answer(call: NestedCall, tree: str) -> Output:
+            return await child.ainvoke(_input(call, tree), config)
+
+        return await _settled(settings, depth, state, config, answer)
+
+    return RunnableLambda(step, astep, name="rlm")
+
+
+def remote_rlm(settings: Settings, depth: int, graph: RemoteGraph) -> Node:
+    """The node `rlm` that has `graph` answer, which has a tree of its own, on its server."""
+
+    async def act(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
+        async def answer(call: NestedCall, tree: str) -> Output:
+            context = {"type": "rlm_context", "id": call["source"]["id"]}
+            return await remote.answer(graph, call["id"], {"question": call["question"], "context": context}, config)
+
+        return await _settled(settings, depth, state, config, answer)
+
+    return Node(act, "rlm")
+
+
+async def _settled(
+    settings: Settings, depth: int, state: SubCall, config: RunnableConfig, answer: Answer
+) -> dict[str, Any]:
+    """Has a call answered, unless its answer is on record, and keeps it under the call's id."""
+    async with working_on(state["run"]) as hold:
+        hold.take(kernel := pool.live_kernel(state["kernel"]))
+        with among_siblings(kernel):
+            tree = await tree_of(state["tree"], settings.limits, settings.store, config)
+            call: NestedCall = await tree.get(state["nested"])
+            id = call["id"]
+            tree.ledger.note_reserved([id])
+            known = await tree.replies([id])
+            if id not in known:
+                asked: Asked = {"id": id, "kind": "rlm", "prompt": call["question"], "context": None, "nth": 0}
+                tree.log.asks(asked_by(state, depth), {id: asked})
+                known[id] = await while_wanted(kernel, _reply(answer(call, tree.id)))
+                if said := await tree.record(id, known[id]):
+                    show(said)
+            if kernel is not None:
+                kernel.deliver(known)
+    return {"settled": [{"wave": state["wave"], "calls": 1, "taken_up": 0}]}
+
+
+def _input(call: NestedCall, tree: str) -> NestedInput:
+    return {"question": call["question"], "sources": [call["source"]], "run": call["id"], "tree": tree}
+
+
+async def while_wanted(kernel: Kernel | None, answered: Coroutine[Any, Any, Reply]) -> Reply:
+    """Goes on with a nested RLM as long as the cell that asked has not ended without waiting for it."""
+    task = asyncio.ensure_future(answered)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK_SECONDS)
+            if kernel is not None and kernel.outcome is not None:
+                return Reply(error="SubCallError", message=prompts.NESTED_UNWANTED)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _reply(answered: Coroutine[Any, Any, Output]) -> Reply:
+    try:
+        out = await answered
+    except RLMError as error:
+        return Reply(error="SubCallError", message=prompts.NESTED_FAILED.format(error=error))
+    text = out["answer"] if isinstance(out.get("answer"), str) else str(out.get("answer") or "")
+    if not text.strip():
+        return Reply(error="SubCallError", message=prompts.NESTED_SILENT.format(reason=out.get("stop_reason")))
+    return Reply(text=text)

@@ -1,0 +1,162 @@
+"""A nested RLM on another machine: a graph on a LangGraph server answers a call, on a thread that the call's id names.
+
+So a call is answered once: whoever asks again, after a lost connection or in a new process, finds the thread, takes its
+answer where it has one, waits where it is being answered, and lets it go on where its server was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+from operator import attrgetter
+from typing import Any, TypedDict
+from uuid import UUID
+
+import httpx
+from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphInterrupt
+from langgraph.pregel.remote import RemoteException, RemoteGraph
+from langgraph.types import Command, interrupt
+from langgraph_sdk.errors import NotFoundError
+
+from rlm_graph import models
+from rlm_graph.errors import RLMError
+
+_PATIENCE_SECONDS = 180.0
+"""How long a server may be out of reach before its calls fail. One that is restarted is back by then."""
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
+
+_CANCEL_SECONDS = 5.0
+
+_FORWARDED = ("__pregel_stream", "checkpoint_ns")
+"""What of our place in the run a remote graph needs in order to stream into it; it sends neither to the server."""
+
+
+_FAILED = ("error", "timeout")
+
+
+class Lost(Exception):
+    """A run's server has lost it."""
+
+
+class Asked(TypedDict):
+    """The input of a remote RLM: its context by reference."""
+
+    question: str
+    context: dict[str, str]
+
+
+async def answer(graph: RemoteGraph, id: str, asked: Asked, config: RunnableConfig) -> dict[str, Any]:
+    """The output of a remote RLM for one call.
+
+    Args:
+        graph: Who answers.
+        id: The call's id, 32 hex digits.
+        asked: What.
+        config: The node's configuration, for streams.
+
+    Raises:
+        RLMError: The run failed there, or its server was out of reach for too long.
+    """
+    thread = str(UUID(id))
+    configurable = {key: value for key, value in config["configurable"].items() if key in _FORWARDED}
+    there: RunnableConfig = {"configurable": {**configurable, "thread_id": thread}}
+    pause, lost_since = _FIRST_PAUSE_SECONDS, None
+    while True:
+        try:
+            out = await _answered(graph, thread, asked, there)
+            if out is not None:
+                return out
+            lost_since = None
+        except (httpx.HTTPError, RemoteException, Lost) as error:
+            lost_since = lost_since or time.monotonic()
+            if not _is_lost(error) or time.monotonic() - lost_since > _PATIENCE_SECONDS:
+                raise RLMError(f"{_told(error)} (graph {graph.assistant_id!r}, thread {thread})") from error
+        await asyncio.sleep(pause * (1 + random.random()))
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+async def _answered(graph: RemoteGraph, thread: str, asked: Asked, there: RunnableConfig) -> dict[str, Any] | None:
+    """One attempt: starts the thread, or takes up what it has come to. None where it has to be looked at again."""
+    await _call(graph, "threads.create", thread_id=thread, if_exists="do_nothing")
+    for run in await _active(graph, thread):
+        await _call(graph, "runs.join", thread, run["run_id"])
+    state = await _call(graph, "threads.get_state", thread)
+    values = state["values"] or {}
+    if _has_ended(values):
+        return dict(values)
+    given: Any = asked
+    if asking := state.get("interrupts") or [i for task in state["tasks"] for i in task["interrupts"]]:
+        given = Command(resume=interrupt(asking[0]["value"]))
+    elif state["next"]:
+        given = None
+    try:
+        out = await _invoke(graph, given, there)
+    except GraphInterrupt:
+        return None
+    except (RemoteException, NotFoundError) as error:
+        if not await _has_failed(graph, thread):
+            raise Lost from error
+        raise
+    return out if _has_ended(out or {}) else None
+
+
+async def _has_failed(graph: RemoteGraph, thread: str) -> bool:
+    """Whether it is the run that failed. A server that has been restarted answers as well, but does not know it."""
+    try:
+        runs = await _call(graph, "runs.list", thread, limit=1)
+    except NotFoundError:
+        return False
+    return bool(runs) and runs[0]["status"] in _FAILED
+
+
+def _has_ended(values: dict[str, Any]) -> bool:
+    return bool(values.get("stop_reason"))
+
+
+async def _invoke(graph: RemoteGraph, given: Any, there: RunnableConfig) -> Any:
+    """Runs the graph there. A run that is cancelled here is cancelled there; one that loses its caller goes on."""
+    more: dict[str, Any] = {"on_disconnect": "continue", "stream_resumable": True, "multitask_strategy": "reject"}
+    if models.is_synchronous():
+        return await asyncio.to_thread(lambda: graph.invoke(given, there, **more))
+    try:
+        return await graph.ainvoke(given, there, **more)
+    except asyncio.CancelledError:
+        with suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await _cancel(graph, there["configurable"]["thread_id"])
+        raise
+
+
+async def _cancel(graph: RemoteGraph, thread: str) -> None:
+    for run in await _active(graph, thread):
+        await _call(graph, "runs.cancel", thread, run["run_id"])
+
+
+async def _active(graph: RemoteGraph, thread: str) -> list[Any]:
+    """The runs of a thread that have not ended."""
+    runs = [await _call(graph, "runs.list", thread, status=status) for status in ("running", "pending")]
+    return [run for some in runs for run in some]
+
+
+async def _call(graph: RemoteGraph, name: str, *args: Any, **given: Any) -> Any:
+    """A request of the server's API, by the client that this run can use: an asynchronous one is bound to its loop."""
+    if models.is_synchronous():
+        return await asyncio.to_thread(attrgetter(name)(graph.sync_client), *args, **given)
+    return await attrgetter(name)(graph.client)(*args, **given)
+
+
+def _told(error: Exception) -> str:
+    """What a server said of a run that failed, or what is wrong with the server, in a line."""
+    said = error.args[0] if error.args else None
+    if isinstance(said, dict):
+        return f"{said.get('error')}: {str(said.get('message'))[:300]}"
+    return f"{type(error).__name__}: {models.first_line(error)}"
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether the server is out of reach, or not itself, or already busy with this thread."""
+    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, httpx.TransportError | Lost) or status == 409 or models.is_transient(error)

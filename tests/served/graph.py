@@ -1,0 +1,23 @@
+"""What the servers of `test_remote.py` serve: an RLM whose reader takes some seconds, by the number in its text."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from rlm_graph import create_rlm
+from rlm_graph.offline import OfflineReader, OfflineRoot
+
+
+class SlowReader(OfflineReader):
+    async def _agenerate(self, messages: list[BaseMessage], *args: Any, **more: Any) -> Any:
+        number = re.search(r"number is (\d+)", messages[-1].text)
+        await asyncio.sleep(int(number[1]) % 5 if number else 0)
+        return await super()._agenerate(messages, *args, **more)
+
+
+reader = create_rlm(OfflineRoot(), SlowReader(), name="reader")
+asking = create_rlm(OfflineRoot(), SlowReader(), direct_below=0, approve_above=0, name="asking")

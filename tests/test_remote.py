@@ -1,0 +1,199 @@
+"""Nested RLMs on a LangGraph server: real servers on loopback, one of them killed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.pregel.remote import RemoteGraph
+from langgraph.types import Command
+
+from conftest import Scene
+from dev_server import DevServer, free_port
+from model_server import scripted
+from rlm_graph import hold
+from rlm_graph.remote import Asked, answer
+from rlm_graph.store import FolderStore
+
+pytest.importorskip("langgraph_api", reason="needs the extra `studio` (langgraph-cli[inmem])")
+QUESTION = "Which number is it?"
+THREAD: Any = {"configurable": {"thread_id": "1"}}
+ASK_EACH = f"""\
+```repl chunk
+import re
+parts = context.split("#")[1:]
+answers = rlm_query_batched([{QUESTION!r}] * len(parts), parts)
+```
+```repl compose
+answer["content"] = str(sum(int(re.search("[0-9]+", text)[0]) for text in answers))
+answer["ready"] = True
+```"""
+TELL = """\
+```repl chunk
+try:
+    rlm_query("Which number is it?", "The number is 3.")
+except SubCallError as error:
+    answer["content"] = str(error)
+answer["ready"] = True
+```"""
+
+
+def numbered(count: int) -> str:
+    return "".join(f"#The number is {n}.\n" + "Nothing else is said here.\n" * 20 for n in range(count))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The content store that we and the servers have in common."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(autouse=True)
+def home(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLM_GRAPH_HOME", str(shared))
+    return shared
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[DevServer]:
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(Path(__file__).parent / "served", folder, dirs_exist_ok=True)
+    server = DevServer(folder, shared)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def reader(server: DevServer, name: str = "reader") -> RemoteGraph:
+    return RemoteGraph(name, url=server.url)
+
+
+async def called(server: DevServer) -> dict[str, list[str]]:
+    """The states of the runs on the server, by thread."""
+    client = reader(server).client
+    assert client is not None
+    threads = await client.threads.search(limit=1_000)
+    runs = {t["thread_id"]: await client.runs.list(t["thread_id"]) for t in threads}
+    return {thread: [run["status"] for run in own] for thread, own in runs.items()}
+
+
+async def test_a_picture_of_the_graph_asks_no_server(scene: Any) -> None:
+    nowhere = RemoteGraph("reader", url=f"http://127.0.0.1:{free_port()}")
+    drawn = scene(scripted(TELL)).rlm(sub_graph=nowhere).get_graph(xray=True)
+    assert "sub_call:rlm" in drawn.nodes and "sub_call:rlm:load" not in drawn.nodes
+
+
+@pytest.mark.slow
+async def test_nested_rlms_run_on_the_server_and_stream_from_there(scene: Any, server: DevServer) -> None:
+    before = await called(server)
+    rlm = scene(scripted(ASK_EACH)).rlm(sub_graph=reader(server))
+    nodes: set[str] = set()
+    async for space, part in rlm.astream({"question": "?", "context": numbered(3)}, subgraphs=True):
+        if any(name.startswith("rlm:") for name in space):
+            nodes |= set(part)
+        if "compose" in part and not space:
+            out = part["compose"]
+    assert (out["answer"], out["stop_reason"]) == ("3", "answered")
+    assert {"load", "compose"} <= nodes
+    after = await called(server)
+    assert [after[thread] for thread in set(after) - set(before)] == [["success"]] * 3
+
+
+@pytest.mark.slow
+def test_a_synchronous_run_has_them_too(scene: Any, server: DevServer) -> None:
+    rlm = scene(scripted(ASK_EACH)).rlm(sub_graph=reader(server))
+    assert rlm.invoke({"question": "?", "context": numbered(2)})["answer"] == "1"
+
+
+def asked(text: str) -> Asked:
+    return {"question": QUESTION, "context": {"type": "rlm_context", "id": hold(text)["id"]}}
+
+
+@pytest.mark.slow
+async def test_a_call_that_was_answered_is_not_run_again(server: DevServer) -> None:
+    id = "ab" * 16
+    outs = [await answer(reader(server), id, asked("The number is 5."), {"configurable": {}}) for _ in range(2)]
+    assert [out["answer"] for out in outs] == ["The number is 5."] * 2
+    assert (await called(server))[str(UUID(id))] == ["success"]
+
+
+@pytest.mark.slow
+async def test_a_call_that_is_being_answered_is_waited_for(server: DevServer) -> None:
+    id = "ac" * 16
+    both = [answer(reader(server), id, asked("The number is 4."), {"configurable": {}}) for _ in range(2)]
+    outs = await asyncio.gather(*both)
+    assert [out["answer"] for out in outs] == ["The number is 4."] * 2
+    assert (await called(server))[str(UUID(id))] == ["success"]
+
+
+@pytest.mark.slow
+async def test_a_cancelled_run_is_cancelled_on_the_server(server: DevServer) -> None:
+    id = "ad" * 16
+    running = asyncio.create_task(answer(reader(server), id, asked("The number is 44444."), {"configurable": {}}))
+    while "running" not in (await called(server)).get(str(UUID(id)), []):
+        await asyncio.sleep(0.1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    while "running" in (await called(server))[str(UUID(id))]:
+        await asyncio.sleep(0.1)
+    assert (await called(server))[str(UUID(id))] == ["interrupted"]
+
+
+@pytest.mark.slow
+async def test_a_human_who_is_asked_there_answers_here(scene: Any, server: DevServer) -> None:
+    rlm = scene(scripted(ASK_EACH)).rlm(sub_graph=reader(server, "asking"), checkpointer=InMemorySaver())
+    out = await rlm.ainvoke({"question": "?", "context": numbered(1)}, THREAD)
+    assert out["__interrupt__"][0].value["calls"] == 1
+    out = await rlm.ainvoke(Command(resume="approve"), THREAD)
+    assert out["answer"] == "0"
+
+
+@pytest.mark.slow
+async def test_a_failure_there_is_told_to_the_cell(scene: Any, server: DevServer, tmp_path: Path) -> None:
+    rlm = scene(scripted(TELL)).rlm(sub_graph=reader(server), content_store=FolderStore(tmp_path))
+    out = await rlm.ainvoke({"question": "?", "context": "text"})
+    assert re.search("the nested RLM failed: ContextError: there is no context .* in the content store", out["answer"])
+
+
+@pytest.mark.slow
+async def test_a_graph_that_the_server_does_not_have_is_told_to_the_cell(scene: Any, server: DevServer) -> None:
+    out = await scene(scripted(TELL)).rlm(sub_graph=reader(server, "nobody")).ainvoke({"question": "?", "context": "x"})
+    assert "the nested RLM failed" in out["answer"] and "nobody" in out["answer"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+async def test_fifty_in_parallel_survive_a_server_that_is_killed(scene: Any, server: DevServer) -> None:
+    started: Scene = scene(lambda request: ASK_EACH)
+    rlm = started.rlm(sub_graph=reader(server), checkpointer=InMemorySaver())
+    done: list[int] = []
+
+    async def run() -> Any:
+        parts = rlm.astream({"question": "?", "context": numbered(50)}, THREAD, stream_mode=["updates"], subgraphs=True)
+        async for space, _, part in parts:
+            if "rlm" in part and len(space) == 1:
+                done.append(1)
+            if "compose" in part and not space:
+                out = part["compose"]
+        return out
+
+    running = asyncio.create_task(run())
+    while len(done) < 10:
+        assert not running.done()
+        await asyncio.sleep(0.05)
+    await asyncio.to_thread(server.kill)
+    assert len(done) < 50 and not running.done()
+    await asyncio.to_thread(server.start)
+    out = await running
+    assert (out["answer"], out["usage"]["calls"], out["usage"]["failed"]) == (str(sum(range(50))), 50, 0)
+    assert len(started.root_prompts()) == 1
