@@ -9,25 +9,27 @@ import asyncio
 import json
 import os
 import sys
-import unicodedata
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
 
-from rlm_graph import models
+from rlm_graph import live, models
 from rlm_graph.context import hold
 from rlm_graph.errors import ContextError, ModelError, RLMError
 from rlm_graph.graph import Graph, create_rlm
 from rlm_graph.ledger import Limits
+from rlm_graph.live import printable
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.state import Input, Source
+from rlm_graph.trace.events import Entry, Output, shown
+from rlm_graph.trace.recording import tracing
 
 if TYPE_CHECKING:
     import typer
@@ -44,7 +46,6 @@ kernel: Run it only on inputs and with models that you trust."""
 
 ANSWERED, FAILED, LIMITED, INTERRUPTED = 0, 1, 3, 130
 _EXIT = {"answered": ANSWERED, "direct": ANSWERED, "errors": FAILED, "refused": FAILED}
-_PHASES = {"probe", "filter", "chunk", "compose", "plan", "load"}
 
 
 def main() -> None:
@@ -99,6 +100,9 @@ def _app() -> "typer.Typer":
             typer.Option(metavar="GLOB", help="Leave these out of a directory; may be repeated."),
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print {answer, stop_reason, usage, note?}.")] = False,
+        verbose: Annotated[bool, typer.Option(help="Print each cell and its output, on standard error.")] = False,
+        trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the run's trajectory there.")] = None,
+        texts: Annotated[bool, typer.Option(help="With --trace: prompts, replies and outputs whole.")] = False,
     ) -> None:
         """Answers a question over files.
 
@@ -109,7 +113,8 @@ def _app() -> "typer.Typer":
         wrong = _wrong_usage(paths or [], exclude or [], base_url, (model, sub_model))
         if wrong:
             raise typer.BadParameter(wrong)
-        request = Request(question, paths or [], Choice(model, sub_model, base_url), limits, exclude or [], as_json)
+        choice = Choice(model, sub_model, base_url)
+        request = Request(question, paths or [], choice, limits, exclude or [], as_json, verbose, trace, texts)
         sys.exit(_guarded(lambda: answer(request)))
 
     return app
@@ -146,7 +151,10 @@ class Request:
     choice: Choice
     limits: Limits
     exclude: list[str]
-    as_json: bool
+    as_json: bool = False
+    verbose: bool = False
+    trace: Path | None = None
+    texts: bool = False
 
 
 def _guarded(act: Callable[[], int]) -> int:
@@ -170,8 +178,8 @@ def answer(request: Request) -> int:
     _say(KERNEL_NOTICE)
     source = _taken_in(request)
     _say(_about(source))
-    graph = create_rlm(root, sub, limits=request.limits)
-    out = asyncio.run(_run(graph, {"question": request.question, "context": source}))
+    graph = create_rlm(root, sub, limits=request.limits, checkpointer=InMemorySaver() if request.trace else None)
+    out = asyncio.run(_run(graph, {"question": request.question, "context": source}, request))
     note = out["messages"][-1].response_metadata.get("note")
     if request.as_json:
         shown = {"answer": out["answer"], "stop_reason": out["stop_reason"], "usage": out["usage"]}
@@ -268,69 +276,35 @@ def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-async def _run(graph: Graph, given: Input) -> dict[str, Any]:
+async def _run(graph: Graph, given: Input, request: Request) -> dict[str, Any]:
     """Runs the graph to its end, and shows what it is at."""
     last: dict[str, Any] = {}
-    with _shown(Stand()) as stand:
-        # `subgraphs`: progress events come from inside `sub_call`.
-        events: AsyncIterator[Any] = graph.astream(given, stream_mode=["tasks", "custom", "values"], subgraphs=True)
-        async for namespace, mode, event in events:
-            if mode == "values" and not namespace:
-                last = event
-            elif mode == "tasks" and not namespace and "input" in event:
-                stand.enter(event["name"])
-            elif mode == "custom" and event.get("event") == "progress":
-                stand.count(event)
+    view = live.View()
+    # A thread of its own, so that the replies are kept and the trajectory can be replayed.
+    thread: RunnableConfig = {"configurable": {"thread_id": "1"}} if request.trace else {}
+    with live.drawn(view, _say) as say:
+
+        def tell(entry: Entry) -> None:
+            if request.verbose and entry["event"] == "output":
+                say(_told(entry))
+
+        with tracing(request.trace, texts=request.texts, tell=tell):
+            # `subgraphs`: calls and nested runs tell theirs in namespaces of their own.
+            events: AsyncIterator[Any] = graph.astream(given, thread, stream_mode=["custom", "values"], subgraphs=True)
+            async for namespace, mode, event in events:
+                if mode == "custom":
+                    view.take(event)
+                elif not namespace:
+                    last = event
     return last
 
 
-@dataclass(slots=True)
-class Stand:
-    """How far the run is."""
-
-    phase: str = "load"
-    asked: int = 0
-    done: int = 0
-    failed: int = 0
-    changed: Callable[[], None] = field(default=lambda: None)
-
-    def enter(self, node: str) -> None:
-        """A node begins; `dispatch`, `sub_call` and `verify` work for the cell that waits, so its phase stays."""
-        if node in _PHASES:
-            self.phase = node
-            self.changed()
-
-    def count(self, event: dict[str, int]) -> None:
-        """Calls of the whole tree."""
-        self.asked, self.done, self.failed = event["asked"], event["done"], event["failed"]
-        self.changed()
-
-
-@contextmanager
-def _shown(stand: Stand) -> Iterator[Stand]:
-    """Keeps one line on the terminal: phase, calls done of calls asked, elapsed. Nothing where there is none."""
-    if not sys.stderr.isatty():
-        yield stand
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(stand.phase)
-
-        def changed() -> None:
-            calls = f"  {stand.done:,} of {_count(stand.asked, 'call')} done" if stand.asked else ""
-            failed = f", {stand.failed:,} failed" if stand.failed else ""
-            progress.update(task, description=f"{stand.phase}{calls}{failed}")
-
-        stand.changed = changed
-        yield stand
-
-
-def printable(text: str) -> str:
-    """The text without the control characters that steer a terminal, newline and tab aside."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+def _told(cell: Output) -> str:
+    """A cell and its output, for who wants to read all of it."""
+    nested = f" at depth {cell['depth']}" if cell["depth"] else ""
+    parts = [f"── {cell['phase']} {cell['index']}{nested} ──"]
+    texts = [shown(text).rstrip() for text in (cell.get("code"), cell["stdout"], cell["error"]) if text]
+    return "\n".join([*parts, "\n──\n".join(text for text in texts if text)])
 
 
 def _say(text: str) -> None:

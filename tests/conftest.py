@@ -26,6 +26,7 @@ _START_PROCESSES = {
     "test_readme",
     "test_faults",
     "test_trace",
+    "test_live",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -260,16 +259,6 @@ def test_without_a_terminal_there_is_no_progress_line(big: Path) -> None:
     done = run("ask", "Which word?", big)
     assert "\r" not in done.stderr and "\x1b" not in done.stderr
     assert len(done.stderr.splitlines()) <= 8
-
-
-@pytest.mark.slow
-def test_a_terminal_sees_phase_calls_and_time(big: Path, serve: Any) -> None:
-    root = scripted(
-        "```repl chunk\nfound = llm_query_batched([str(n) for n in range(40)])\n```",
-        "```repl compose\nanswer.update(content=found[0], ready=True)\n```",
-    )
-    sent = on_a_terminal("ask", "Which word?", big, *with_server(serve(root, latency=0.5)))
-    assert re.search(r"chunk  \d+ of 40 calls done .*0:00:0\d", sent)
 
 
 HOSTILE = "red \x1b[31malert\x1b[0m \x1b]0;title\x07 \x9b2J end\ttab\n"

@@ -72,7 +72,7 @@ class Log:
     def _write(self, entries: Sequence[events.Entry]) -> None:
         file = recording.present()
         if file is not None and entries:
-            file.write(self.tree, entries)
+            file.add(self.tree, entries)
 
 
 async def past(store: BaseStore[str, bytes], run: str) -> list[events.Entry]:

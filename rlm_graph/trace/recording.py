@@ -10,7 +10,7 @@ import contextvars
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -31,32 +31,46 @@ class Recording:
 
     Args:
         path: The file of the first question that is recorded; further ones go beside it, as `<name>-2.jsonl` and so
-            on. A folder: a file for each, `<run>.<number>.jsonl`.
+            on. A folder: a file for each, `<run>.<number>.jsonl`. None: no file.
         texts: Whether prompts, replies and outputs are written whole.
+        tell: Is given each new entry, whole.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, texts: bool) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str] | None, *, texts: bool, tell: Callable[[Entry], None] | None = None
+    ) -> None:
+        self.path = None if path is None else Path(path)
         self.texts = texts
+        self.tell = tell
         # One thread writes, in order: a write must never hold up a loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rlm-trace")
         self._files: dict[str, TextIO] = {}
         self._paths: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._last: Future[None] | None = None
+        if self.path is not None and not self.path.is_dir():
+            # What cannot be written is told before anything is spent.
+            _opened(self.path, os.O_TRUNC).close()
 
     def open(self, tree: str) -> bool:
         """Takes a tree in; whether it is new here, and its past is to be written."""
         with self._lock:
-            if tree in self._paths:
+            if self.path is None or tree in self._paths:
                 return False
-            self._paths[tree] = self._path(tree)
+            self._paths[tree] = self._path(self.path, tree)
             self._last = self._writer.submit(self._begin, tree)
             return True
 
-    def write(self, tree: str, entries: Iterable[Entry]) -> None:
+    def add(self, tree: str, entries: Sequence[Entry]) -> None:
+        """Takes in what was said just now of a tree that has been opened."""
+        if self.path is not None:
+            self.write(tree, entries)
+        if self.tell is not None:
+            for entry in entries:
+                self.tell(entry)
+
+    def write(self, tree: str, entries: Sequence[Entry]) -> None:
         """Writes entries of a tree that has been opened."""
-        entries = list(entries)
         lines = [line_of(entry if self.texts else without_texts(entry)) for entry in entries]
         ended = any(entry["event"] == "answer" and entry["depth"] == 0 for entry in entries)
         with self._lock:
@@ -74,11 +88,11 @@ class Recording:
         if self._last is not None:
             self._last.result()
 
-    def _path(self, tree: str) -> Path:
-        if self.path.is_dir():
-            return self.path / f"{tree}.jsonl"
+    def _path(self, path: Path, tree: str) -> Path:
+        if path.is_dir():
+            return path / f"{tree}.jsonl"
         number = len(self._paths) + 1
-        return self.path if number == 1 else self.path.with_stem(f"{self.path.stem}-{number}")
+        return path if number == 1 else path.with_stem(f"{path.stem}-{number}")
 
     def _begin(self, tree: str) -> None:
         self._files[tree] = _opened(self._paths[tree], os.O_TRUNC)
@@ -118,7 +132,9 @@ _of_process_lock = threading.Lock()
 
 
 @contextmanager
-def tracing(path: str | os.PathLike[str], *, texts: bool = False) -> Iterator[None]:
+def tracing(
+    path: str | os.PathLike[str] | None, *, texts: bool = False, tell: Callable[[Entry], None] | None = None
+) -> Iterator[None]:
     """Writes the trajectory of what runs inside, while it runs: a process that is killed leaves what it had got to.
 
     ```python
@@ -128,13 +144,14 @@ def tracing(path: str | os.PathLike[str], *, texts: bool = False) -> Iterator[No
 
     Args:
         path: The file; a further question inside goes beside it, as `run-2.jsonl` and so on. A folder that exists: a
-            file for each question.
+            file for each question. None: no file.
         texts: Whether prompts, replies and outputs are written whole, rather than by their beginning and hash.
+        tell: Is given each entry as it is said, with its texts whole; what it raises, the run raises.
 
     Raises:
         OSError: The file cannot be written.
     """
-    recording = Recording(path, texts=texts)
+    recording = Recording(path, texts=texts, tell=tell)
     token = _recording.set(recording)
     try:
         yield

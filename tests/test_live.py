@@ -1,0 +1,189 @@
+"""What `rlm-graph ask` shows while it works, on an emulated terminal; the view behind it, by its events alone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+
+from model_server import Answer, ModelServer, Request, by_model, scripted
+from rlm_graph.live import View, first_line, lines, said_of
+
+BIG = "The word is kiwi.\n" + "nothing here\n" * 6_000
+HOSTILE = "\x1b[31mred\x1b]0;title\x07 [bold]\u202edlot"
+ROOT = scripted(
+    "```repl probe\nprint(len(context))\n```",
+    "```repl chunk\n# a comment first\n"
+    f"note = {HOSTILE!r}; found = llm_query_batched([str(n) for n in range(40)])\n"
+    "deep = rlm_query('look deeper into the part', context='part')\n```",
+    "```repl compose\nanswer.update(content=found[0] + deep, ready=True)\n```",
+)
+
+
+def sub(request: Request) -> Answer:
+    if len(request.messages) > 1:
+        return Answer("```repl compose\nanswer.update(content='deep', ready=True)\n```", latency=0.6)
+    return Answer("ok", latency=0.2 + int(request.prompt) % 4 / 5)
+
+
+class Terminal:
+    """A terminal of some size, and every screen that a command drew on it."""
+
+    def __init__(self, columns: int, rows: int = 24) -> None:
+        self.screen = pyte.Screen(columns, rows)
+        self.stream = pyte.ByteStream(self.screen)
+        self.seen: list[list[str]] = []
+
+    def run(self, *arguments: object) -> int:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.lines, self.screen.columns, 0, 0))
+        command = [sys.executable, "-m", "rlm_graph.cli", *map(str, arguments)]
+        env = {**os.environ, "TERM": "xterm-256color"}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env)
+        os.close(theirs)
+        while chunk := _read(ours):
+            self.stream.feed(chunk)
+            self.seen.append([row.rstrip() for row in self.screen.display])
+        os.close(ours)
+        return process.wait(30)
+
+    def rows(self) -> set[str]:
+        return {row for screen in self.seen for row in screen if row}
+
+    def last(self) -> list[str]:
+        return [row for row in self.seen[-1] if row]
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65_536)
+    except OSError:  # Linux says EIO when the other side has closed
+        return b""
+
+
+@pytest.fixture(scope="module", params=[80, 200])
+def terminal(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Terminal:
+    folder = tmp_path_factory.mktemp("live")
+    (folder / "big.txt").write_text(BIG)
+    shown = Terminal(request.param)
+    with ModelServer(by_model({"root": ROOT, "sub": sub})) as server:
+        models = ["--base-url", server.base_url, "--model", "openai:root", "--sub-model", "openai:sub"]
+        assert shown.run("ask", "Which word?", folder / "big.txt", *models) == 0
+    return shown
+
+
+@pytest.mark.slow
+def test_the_tree_shows_cells_by_their_first_line_with_their_phase(terminal: Terminal) -> None:
+    rows = terminal.rows()
+    assert any(row.startswith("✓ probe   print(len(context))") for row in rows)
+    assert any(row[2:].startswith("chunk   40 calls: note = ") for row in rows)
+    assert not any("a comment first" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_a_fan_out_has_a_bar_and_says_how_far_it_is(terminal: Terminal) -> None:
+    (found, *_) = [row for row in terminal.rows() if "of 40 calls done" in row]
+    assert "━" in found and "token" in found
+    assert all(" s" in row for row in terminal.rows() if "calls done" in row)
+
+
+@pytest.mark.slow
+def test_a_nested_run_stands_below_its_parent(terminal: Terminal) -> None:
+    screens = [screen for screen in terminal.seen if any("└ look deeper into the part" in row for row in screen)]
+    assert screens
+    for screen in screens:
+        at = next(n for n, row in enumerate(screen) if "└ look deeper" in row)
+        assert any("chunk" in row for row in screen[:at])
+        assert screen[at + 1].startswith("    ") and screen[at + 1][4] != " "
+
+
+@pytest.mark.slow
+def test_nothing_of_the_model_s_steers_the_terminal(terminal: Terminal) -> None:
+    assert terminal.screen.title == ""
+    assert not any("\u202e" in row for row in terminal.rows())
+
+
+@pytest.mark.slow
+def test_what_is_left_is_the_answer_and_the_notes(terminal: Terminal) -> None:
+    last = terminal.last()
+    assert "okdeep" in last
+    assert not any("✓" in row or "━" in row for row in last)
+    assert any("stop reason: answered" in row for row in last)
+
+
+@pytest.mark.slow
+def test_verbose_prints_each_cell_and_its_output(tmp_path: Path) -> None:
+    (tmp_path / "big.txt").write_text(BIG)
+    with ModelServer(by_model({"root": ROOT, "sub": sub})) as server:
+        models = ["--base-url", server.base_url, "--model", "openai:root", "--sub-model", "openai:sub"]
+        command = [sys.executable, "-m", "rlm_graph.cli", "ask", "Which?", tmp_path / "big.txt", *models, "--verbose"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "okdeep\n"
+    assert f"── probe 0 ──\nprint(len(context))\n──\n{len(BIG)}\n" in done.stderr
+    assert "── compose 0 at depth 1 ──" in done.stderr
+
+
+def event(kind: str, run: str = "r", depth: int = 0, namespace: str = "", **more: Any) -> dict[str, Any]:
+    return {"event": kind, "run": run, "depth": depth, "namespace": namespace, **more}
+
+
+def view_of(*events: dict[str, Any]) -> View:
+    view = View()
+    for each in [event("run", question="Which?"), *events]:
+        view.take(each)
+    return view
+
+
+def cell(index: int, **more: Any) -> dict[str, Any]:
+    return event("cell", index=index, phase="probe", code={"text": f"cell_{index}()"}, **more)
+
+
+def ended(**more: Any) -> dict[str, Any]:
+    return event("output", **{"error": None, "asked": 0, **more})
+
+
+def test_before_a_cell_the_root_thinks() -> None:
+    ((row, _),) = lines(view_of(), 24)
+    assert row.endswith("the root thinks, turn 1")
+
+
+def test_old_cells_are_folded_and_counted() -> None:
+    view = view_of(*[e for n in range(20) for e in (cell(n), ended(index=n))], event("answer"))
+    rows = [row for row, _ in lines(view, 24)]
+    assert rows[0] == "… 14 earlier cells" and rows[-1] == "✓ probe   cell_19()"
+
+
+def test_a_failed_cell_is_marked() -> None:
+    view = view_of(cell(0), ended(index=0, error={"head": "Traceback"}), event("answer"))
+    assert lines(view, 24) == [("✗ probe   cell_0()", "red")]
+
+
+def test_two_hundred_nested_runs_fit_a_small_terminal() -> None:
+    nested = [
+        event("run", run=f"n{n}", depth=1, namespace=f"sub_call:{n}|rlm:{n}", question=f"part {n}") for n in range(200)
+    ]
+    view = view_of(cell(0), *nested, event("answer", run="n0", depth=1))
+    rows = [row for row, _ in lines(view, 24)]
+    assert len(rows) < 20
+    assert "  └ part 1" in rows and rows[-1] == "  └ 197 other nested runs, 1 ended"
+
+
+def test_the_calls_are_told_with_what_failed_what_was_asked_again_and_the_cost() -> None:
+    told = {"asked": 1_200, "done": 700, "failed": 3, "of": 2_000, "input_tokens": 9_000, "output_tokens": 1_000}
+    view = view_of(event("verdict", missing=4), event("progress", cost=1.234, **told))
+    assert said_of(view) == (
+        "700 of 1,200 calls done, 3 failed, 4 asked again, 10,000 tokens, $1.23, limit 2,000"
+    )
+
+
+def test_a_row_is_of_printable_characters_alone() -> None:
+    assert first_line(f"\n  # why\n\t{HOSTILE}\nsecond") == "�[31mred�]0;title� [bold]�dlot"
