@@ -5,6 +5,7 @@ ARGS ?=
 QUESTION ?= How does the JSON decoder report where in a document an error is?
 
 BIN := .venv/bin
+COMMA := ,
 SKIP := site-packages dist-packages test tests idlelib lib2to3 turtledemo pydoc_data config-* lib-dynload __pycache__
 
 .PHONY: demo test lint check bench picture clean
@@ -43,9 +44,12 @@ clean:
 	@$(PIP) install --quiet --disable-pip-version-check --editable '.[$(extras_$(@F))]'
 	@touch $@
 
-extras_cli := cli
-extras_dev := dev
-extras_bench := dev,bench
+# The cage, for Linux without bubblewrap of its own.
+ON_LINUX := $(if $(filter Linux,$(shell uname -s)),$(COMMA)sandbox)
+
+extras_cli := cli$(ON_LINUX)
+extras_dev := dev$(ON_LINUX)
+extras_bench := dev,bench$(ON_LINUX)
 
 # Where the environment has no pip (Debian's Python without python3-venv), the pip of $(PYTHON) installs into it.
 PIP = $$($(BIN)/python -m pip --version >/dev/null 2>&1 \

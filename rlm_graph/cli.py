@@ -24,6 +24,8 @@ from rlm_graph import live, models
 from rlm_graph.context import hold
 from rlm_graph.errors import ContextError, ModelError, RLMError
 from rlm_graph.graph import Graph, create_rlm
+from rlm_graph.kernel import isolation
+from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.ledger import Limits
 from rlm_graph.live import printable
 from rlm_graph.offline import OfflineReader, OfflineRoot
@@ -39,10 +41,11 @@ Chat = BaseChatModel | Runnable[Any, AIMessage]
 DEFAULT_MODEL = "gpt-5-mini"
 """What a key without `OPENAI_MODEL` gets."""
 
-KERNEL_NOTICE = """\
-kernel: a plain child process. It gets none of your environment (so no key), bounded memory and bounded time, but it is
-kernel: not caged yet: the code that the model writes can read and write what you can, and can reach the network.
-kernel: Run it only on inputs and with models that you trust."""
+KERNEL_NOTICE = {
+    "bubblewrap": "caged by bubblewrap: no network, no file of yours, bounded memory, processes and time",
+    "process": f"not caged: {isolation.UNCAGED}.\nkernel: Run it only on inputs and with models that you trust.",
+}
+"""What keeps the model's code from the rest of the machine, by isolation."""
 
 ANSWERED, FAILED, LIMITED, INTERRUPTED = 0, 1, 3, 130
 _EXIT = {"answered": ANSWERED, "direct": ANSWERED, "errors": FAILED, "refused": FAILED}
@@ -99,6 +102,9 @@ def _app() -> "typer.Typer":
             list[str] | None,
             typer.Option(metavar="GLOB", help="Leave these out of a directory; may be repeated."),
         ] = None,
+        isolation: Annotated[
+            Isolation, typer.Option(help="What the model's code is kept in; process: nothing but bounds.")
+        ] = "auto",
         as_json: Annotated[bool, typer.Option("--json", help="Print {answer, stop_reason, usage, note?}.")] = False,
         verbose: Annotated[bool, typer.Option(help="Print each cell and its output, on standard error.")] = False,
         trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the run's trajectory there.")] = None,
@@ -114,7 +120,9 @@ def _app() -> "typer.Typer":
         if wrong:
             raise typer.BadParameter(wrong)
         choice = Choice(model, sub_model, base_url)
-        request = Request(question, paths or [], choice, limits, exclude or [], as_json, verbose, trace, texts)
+        request = Request(
+            question, paths or [], choice, limits, exclude or [], as_json, verbose, trace, texts, isolation
+        )
         sys.exit(_guarded(lambda: answer(request)))
 
     return app
@@ -155,6 +163,7 @@ class Request:
     verbose: bool = False
     trace: Path | None = None
     texts: bool = False
+    isolation: Isolation = "auto"
 
 
 def _guarded(act: Callable[[], int]) -> int:
@@ -175,10 +184,11 @@ def answer(request: Request) -> int:
     """Answers, and returns the exit code."""
     root, sub, chosen = choose(request.choice)
     _say(f"model: {chosen}")
-    _say(KERNEL_NOTICE)
+    _say(f"kernel: {KERNEL_NOTICE[isolation.settled(request.isolation)]}")
     source = _taken_in(request)
     _say(_about(source))
-    graph = create_rlm(root, sub, limits=request.limits, checkpointer=InMemorySaver() if request.trace else None)
+    saver = InMemorySaver() if request.trace else None
+    graph = create_rlm(root, sub, limits=request.limits, isolation=request.isolation, checkpointer=saver)
     out = asyncio.run(_run(graph, {"question": request.question, "context": source}, request))
     note = out["messages"][-1].response_metadata.get("note")
     if request.as_json:
@@ -187,7 +197,8 @@ def answer(request: Request) -> int:
     else:
         _print(out["answer"] or "")
     for warning in out.get("warnings") or ():
-        _say(f"warning: {warning}")
+        if warning != isolation.UNCAGED:  # said above
+            _say(f"warning: {warning}")
     _say(_summary(out, note))
     return _EXIT.get(out["stop_reason"], LIMITED)
 

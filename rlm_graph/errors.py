@@ -40,3 +40,10 @@ class KernelError(RLMError):
 
 class TraceError(RLMError):
     """A trajectory cannot be read, written or replayed; the message says why."""
+
+
+class IsolationError(KernelError):
+    """The model's code cannot be kept from the rest of this machine in the way that was asked for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, cause="start")

@@ -15,6 +15,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Checkpointer
 
 from rlm_graph import flow
+from rlm_graph.kernel.isolation import Isolation, check
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.chunk import chunk
 from rlm_graph.nodes.compose import compose
@@ -46,6 +47,7 @@ def create_rlm(
     checkpointer: Checkpointer = None,
     cache: BaseCache[Any] | None = None,
     approve_above: int | None = None,
+    isolation: Isolation = "auto",
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
     sub_graph: RemoteGraph | None = None,
@@ -71,6 +73,9 @@ def create_rlm(
             runs. Equal prompts of one cell still get a sample each. None: nothing is looked up.
         approve_above: Calls of a question that may be made before a human is asked, and between two such askings: the
             run is interrupted with what it is about to do. It needs a checkpointer. None: nobody is asked.
+        isolation: What keeps the model's code from the rest of the machine. "bubblewrap": namespaces of its own, no
+            network, no file of yours. "auto": the best that works here, and an error where nothing does. "process":
+            nothing but an empty environment and bounded resources.
         content_store: Where contexts, payloads and replies are kept: any byte store. None: a folder in the
             user's cache. It must be shared where runs move between machines.
         contexts: Contexts that a caller may name instead of giving one: a `context` that is one of these names means
@@ -86,6 +91,7 @@ def create_rlm(
     Raises:
         ModelError: A model's name is not known, or its package is not installed.
         UnusableTool: A tool's name cannot be a function's in the kernel, or it wants what only an agent can give it.
+        ValueError: `isolation` is none of these.
 
     Example:
         >>> from rlm_graph.offline import OfflineReader, OfflineRoot
@@ -103,6 +109,7 @@ def create_rlm(
         direct_below=direct_below,
         cache=cache,
         approve_above=approve_above,
+        isolation=isolation,
         content_store=content_store,
         contexts=contexts,
         sub_graph=sub_graph,
@@ -121,6 +128,7 @@ def build_rlm(
     direct_below: int = 16_000,
     cache: BaseCache[Any] | None = None,
     approve_above: int | None = None,
+    isolation: Isolation = "auto",
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
     sub_graph: RemoteGraph | None = None,
@@ -137,6 +145,7 @@ def build_rlm(
         direct_below: …
         cache: …
         approve_above: …
+        isolation: …
         content_store: …
         contexts: …
         sub_graph: …
@@ -154,6 +163,7 @@ def build_rlm(
     limits = Limits() if limits is None else limits
     if not isinstance(limits, Limits):
         raise TypeError(f"limits is a Limits(…), not {type(limits).__name__}")
+    check(isolation)
     settings = Settings(
         models=models_by_depth(model, sub_model),
         limits=limits,
@@ -162,6 +172,7 @@ def build_rlm(
         store=content_store if content_store is not None else default_store(),
         cache=cache,
         approve_above=approve_above,
+        isolation=isolation,
         contexts=dict(contexts or {}),
         sub_graph=sub_graph,
         name=name,

@@ -14,6 +14,7 @@ from langgraph.cache.base import BaseCache
 from langgraph.pregel.remote import RemoteGraph
 
 from rlm_graph import models
+from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.ledger import Limits
 from rlm_graph.tools import UserTool
@@ -33,6 +34,7 @@ class Settings:
         store: Where contexts, payloads and replies are kept.
         cache: Where replies are looked up by content, across runs; None: nowhere.
         approve_above: Calls of a question that may be made before a human is asked, and between two such askings.
+        isolation: What keeps the model's code from the rest of the machine.
         contexts: Contexts that a caller may name instead of giving one.
         sub_graph: Where nested RLMs run; None: here.
         name: Who says the answer, in a conversation.
@@ -46,6 +48,7 @@ class Settings:
     store: BaseStore[str, bytes]
     cache: BaseCache[Any] | None = None
     approve_above: int | None = None
+    isolation: Isolation = "auto"
     contexts: Mapping[str, Any] = field(default_factory=dict)
     sub_graph: RemoteGraph | None = None
     name: str = "rlm"
@@ -58,7 +61,7 @@ class Settings:
     def kernel_options(self) -> KernelOptions:
         """The kernel's share of the limits."""
         limits = self.limits
-        return KernelOptions(limits.cell_seconds, limits.cell_output, limits.kernel_memory)
+        return KernelOptions(limits.cell_seconds, limits.cell_output, limits.kernel_memory, self.isolation)
 
 
 def models_by_depth(model: Model, sub_model: Model | Sequence[Model] | None) -> tuple[Runnable[Any, AIMessage], ...]:

@@ -16,6 +16,7 @@ from rlm_graph import Limits, create_rlm
 from rlm_graph.cli import DEFAULT_MODEL
 from rlm_graph.graph import Graph
 from rlm_graph.kernel.inside.toolkit import Toolkit
+from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.state import PHASES
 from rlm_graph.trace import events
@@ -101,6 +102,10 @@ def test_every_limit_is_named_with_its_default() -> None:
     told = {name.strip("`"): row[0] for name, row in rows(section("Limits")).items()}
     for limit in fields(Limits):
         assert float(told[limit.name]) == limit.default, limit.name
+
+
+def test_every_isolation_is_named() -> None:
+    assert set(rows(section("Isolation"))) >= {f'`"{name}"`' for name in get_args(Isolation)}
 
 
 def test_every_label_is_named() -> None:

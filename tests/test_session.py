@@ -504,13 +504,20 @@ async def test_a_child_of_the_kernel_does_not_hide_its_death(session):
 
 
 async def test_a_kernel_that_dies_while_loading_fails_the_loader(session, tmp_path):
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    loading = asyncio.ensure_future(session.bind("context", {"kind": "text", "path": str(fifo)}))
+    busy = "import threading, re\nthreading.Thread(target=lambda: re.match('(a+)+b', 'a' * 60), daemon=True).start()"
+    await session.run(1, busy, facts=FACTS)
+    (tmp_path / "text").write_text("text")
+    loading = asyncio.ensure_future(session.bind("context", {"kind": "text", "path": str(tmp_path / "text")}))
     await asyncio.sleep(0.1)
     os.kill(session.pid, signal.SIGKILL)
     with pytest.raises(KernelError, match="SIGKILL"):
         await loading
+
+
+async def test_what_is_no_file_is_not_waited_for(session, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ContextError, match="pipe is not a regular file"):
+        await session.bind("context", {"kind": "text", "path": str(tmp_path / "pipe")})
 
 
 async def test_a_cell_that_breaks_its_own_report_is_a_hang(session):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -10,20 +13,23 @@ import zmq
 from ..errors import KernelError
 from .background import Background
 from .bridge import Bridge
+from .carry import carried
+from .isolation import Isolation
 from .process import Process, kill, obituary, release, spawn, watch_exit
 
 _SHELL_MESSAGE_BYTES = 4_000_000
 
 
-async def start_local(background: Background, memory: int) -> LocalKernel:
+async def start_local(background: Background, memory: int, isolation: Isolation) -> LocalKernel:
     """Starts a process.
 
     Raises:
         KernelError: it cannot be started.
+        IsolationError: it cannot be kept as was asked for.
     """
     context = background.sockets
     try:
-        process = await background.spawner.call(lambda: spawn(context, memory))
+        process = await background.spawner.call(lambda: spawn(context, memory, isolation))
     except OSError as error:
         raise KernelError(f"the kernel did not start: {error}", cause="start") from error
     return LocalKernel(background, process)
@@ -67,7 +73,15 @@ class LocalKernel:
                 continue
 
     async def deliver(self, bridge: Bridge, binding: dict[str, Any]) -> dict[str, Any]:
-        return binding
+        descriptor, told = await asyncio.to_thread(carried, binding)
+        try:
+            # Nothing is awaited between this and the message that needs it, so both arrive in one order.
+            socket.send_fds(self.process.gate, [b"."], [descriptor])
+        except OSError as error:
+            raise ConnectionError("the kernel is gone") from error
+        finally:
+            os.close(descriptor)
+        return told
 
     def kill(self) -> None:
         kill(self.process)
@@ -81,4 +95,5 @@ class LocalKernel:
             self._channel.close(linger=0)
         self.kill()
         self.process.bridge.close()
+        self.process.gate.close()
         await self._background.sweeper.call(lambda: release(self.process))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,18 +15,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import zmq.asyncio
-from jupyter_client.launcher import launch_kernel
 from jupyter_client.manager import AsyncKernelManager
 
 from ..errors import KernelError
+from .cage import HOME, bubblewrap
+from .carry import sealed
+from .inside import seccomp
+from .isolation import Isolation, bubblewrap_program, settled
 
-_LAUNCH = Path(__file__).parent / "inside" / "launch.py"
+SCRATCH = 500_000_000
+"""Bytes that a kernel may keep in files."""
+
+PROCESSES = 1024
+"""Processes and threads that a kernel may have."""
+
+_INSIDE = Path(__file__).parent / "inside"
+_PATH = "/usr/local/bin:/usr/bin:/bin"
 # Longer ones do not fit a Unix socket's address together with what comes after.
 _LONGEST_FOLDER = 70
 _POLL_SECONDS = 0.05
@@ -37,10 +51,12 @@ class Process:
     """A kernel that was started.
 
     Attributes:
-        folder: Private to this kernel: connection file, sockets, log, and `scratch`, its working directory.
+        folder: Private to this kernel: the shell channel's socket, the log, and, where there is no cage, its scratch.
         manager: Jupyter's view of it: the keys and addresses of its channels.
         bridge: The host's end of the socket pair.
+        gate: The host's end of the one by which texts go in, as descriptors.
         lock: A lock on the folder, held as long as this process lives: a folder without one was left by a killed host.
+        caged: Whether the process is bubblewrap, with the kernel inside.
         oom_kills: How often the system had killed for want of memory when this process started.
     """
 
@@ -48,60 +64,103 @@ class Process:
     folder: Path
     manager: AsyncKernelManager
     bridge: socket.socket
+    gate: socket.socket
     lock: int
+    caged: bool
     oom_kills: int
 
 
-def command(bridge: int, connection_file: str, memory: int) -> list[str]:
+def command(start: dict[str, Any]) -> list[str]:
     """Gives the kernel's command line: by path, so that the kernel never imports `rlm_graph` itself."""
-    return [sys.executable, "-P", "-s", str(_LAUNCH), str(bridge), connection_file, str(memory), str(os.getpid())]
+    return [sys.executable, "-P", "-s", str(_INSIDE / "launch.py"), json.dumps(start)]
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """Gives the kernel's whole environment: nothing of the host's but PATH, so no key of anybody's."""
+def environment(home: str) -> dict[str, str]:
+    """Gives the kernel's whole environment, and its launcher's: nothing of the host's, so no key of anybody's."""
     return {
-        "PATH": os.environ.get("PATH", os.defpath),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), _PATH]),
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
-        "IPYTHONDIR": str(scratch / ".ipython"),
+        "USER": "rlm",
+        "HOME": home,
+        "TMPDIR": home,
+        "IPYTHONDIR": f"{home}/.ipython",
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
-def spawn(context: zmq.asyncio.Context, memory: int) -> Process:
-    """Starts a kernel. Blocks; call it on a thread that never ends (see `launch.py`)."""
+def spawn(context: zmq.asyncio.Context, memory: int, isolation: Isolation) -> Process:
+    """Starts a kernel. Blocks; call it on a thread that never ends (see `inside/limits.py`).
+
+    Raises:
+        IsolationError: It cannot be kept as is asked for.
+        OSError: It cannot be started.
+    """
     _clear_leftovers()
+    means = settled(isolation)
     folder = _make_folder()
     lock = _locked(folder)
-    ours, theirs = socket.socketpair()
+    with ExitStack() as theirs:
+        try:
+            manager = AsyncKernelManager(transport="ipc", ip=str(folder / "k"), shell_port=1, context=context)
+            shell = theirs.enter_context(socket.socket(socket.AF_UNIX))
+            shell.bind(f"{manager.ip}-{manager.shell_port}")
+            shell.listen()
+            bridge, far_bridge = socket.socketpair()
+            gate, far_gate = socket.socketpair()
+            theirs.enter_context(far_bridge)
+            theirs.enter_context(far_gate)
+            key = {"key": manager.session.key.decode(), "signature_scheme": manager.session.signature_scheme}
+            gate.sendall(json.dumps(key).encode())
+            popen = _started(means, folder, memory, {"bridge": far_bridge, "gate": far_gate, "shell": shell})
+            return Process(popen, folder, manager, bridge, gate, lock, means == "bubblewrap", oom_kills())
+        except BaseException:
+            os.close(lock)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _started(means: str, folder: Path, memory: int, sockets: Mapping[str, socket.socket]) -> subprocess.Popen[bytes]:
+    """Starts the process, in its cage."""
+    caged, root = means == "bubblewrap", os.geteuid() == 0
+    limits = {
+        "memory": memory,
+        "host": 0 if caged else os.getpid(),
+        "processes": PROCESSES if caged else 0,
+        "file_size": SCRATCH,
+        "user": _stranger() if caged and root else 0,
+    }
+    started = command({name: each.fileno() for name, each in sockets.items()} | {"limits": limits})
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    passed = [each.fileno() for each in sockets.values()]
+    filter = None
+    program = bubblewrap_program()
+    if caged and program is not None:
+        steps = seccomp.program(network=True)
+        filter = None if steps is None else sealed(steps)
+        started = bubblewrap(program, started, inside=_INSIDE, scratch=SCRATCH, seccomp=filter, root=root)
     try:
-        manager = AsyncKernelManager(
-            transport="ipc", ip=str(folder / "k"), connection_file=str(folder / "connection.json"), context=context
-        )
-        manager.write_connection_file()
-        scratch = folder / "scratch"
-        scratch.mkdir()
         with (folder / "log").open("wb") as log:
-            popen = launch_kernel(
-                command(theirs.fileno(), manager.connection_file, memory),
-                env=environment(scratch),
-                cwd=str(scratch),
+            return subprocess.Popen(
+                started,
+                env=environment(HOME if caged else str(scratch)),
+                cwd=scratch,
                 stdin=subprocess.DEVNULL,
-                stdout=log.fileno(),
-                stderr=log.fileno(),
-                pass_fds=(theirs.fileno(),),
+                stdout=log,
+                stderr=log,
+                pass_fds=[*passed, *([] if filter is None else [filter])],
+                start_new_session=True,
             )
-        return Process(popen, folder, manager, ours, lock, oom_kills())
-    except BaseException:
-        ours.close()
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     finally:
-        theirs.close()
+        if filter is not None:
+            os.close(filter)
+
+
+def _stranger() -> int:
+    """A user that nobody else is, for a kernel that root starts: not known to the system, and another for each."""
+    return 61_000 + secrets.randbelow(4_000)
 
 
 def _make_folder() -> Path:
@@ -188,6 +247,8 @@ def _poll_exit(process: Process, ended: Callable[[], None], loop: asyncio.Abstra
 def obituary(process: Process, *, started: bool) -> KernelError:
     """Says why a process ended; it must have. Reads files."""
     code = process.popen.wait()
+    if code > 128 and process.caged:
+        code = 128 - code  # bubblewrap's way to say that a signal ended the kernel
     log = read_log(process)
     if "out of memory" in log.lower() or "MemoryError" in log or (code == -9 and oom_kills() > process.oom_kills):
         return KernelError("the kernel died: out of memory", cause="memory")

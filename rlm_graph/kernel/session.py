@@ -21,6 +21,7 @@ from .cell import RunningCell
 from .inbox import Failure
 from .inside.frames import TooLarge, row
 from .intake import read_calls, read_report
+from .isolation import Isolation
 from .live import LiveKernel
 from .local import start_local
 
@@ -39,11 +40,13 @@ class KernelOptions:
         cell_seconds: Computing time of one cell; the clock stops while the cell waits for answers.
         cell_output: Characters of output kept.
         kernel_memory: Bytes; 0 for no bound.
+        isolation: What keeps its code from the rest of the machine.
     """
 
     cell_seconds: float = 120.0
     cell_output: int = 10_000
     kernel_memory: int = 4_000_000_000
+    isolation: Isolation = "auto"
 
 
 async def start_session(options: KernelOptions, *, name: str) -> Session:
@@ -193,7 +196,7 @@ class Session:
         self._task(self._pump(live))
 
     async def _start_kernel(self) -> LiveKernel:
-        return await start_local(self._background, self.options.kernel_memory)
+        return await start_local(self._background, self.options.kernel_memory, self.options.isolation)
 
     async def _pump(self, live: LiveKernel) -> None:
         """Takes replies off the shell channel; what is not the reply to the running cell is dropped."""
@@ -235,11 +238,16 @@ class Session:
 
     async def _bind(self, name: str, binding: dict[str, Any]) -> str | None:
         try:
-            return await asyncio.wait_for(self._bridge.ask("bind", {"name": name, "binding": binding}), _BIND_SECONDS)
+            if self._live is None:
+                raise ConnectionError("the kernel is gone")
+            told = await self._live.deliver(self._bridge, binding)
+            return await asyncio.wait_for(self._bridge.ask("bind", {"name": name, "binding": told}), _BIND_SECONDS)
         except ConnectionError:
             await self._await_failure()
         except TimeoutError:
             await self._end(Failure(f"loading `{name}` took more than {_BIND_SECONDS:.0f} s", "hang"))
+        except OSError as error:
+            return f"{type(error).__name__}: {error}"
         self._check()
         return None
 

@@ -13,7 +13,7 @@ from rlm_graph import context, flow, models
 from rlm_graph.conversation import LONG_MESSAGE, ends_of
 from rlm_graph.errors import ContextError
 from rlm_graph.identity import new_run
-from rlm_graph.kernel import pool
+from rlm_graph.kernel import isolation, pool
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Opaque, Source, State
@@ -53,6 +53,9 @@ def load(settings: Settings, depth: int) -> Node:
             await tree.mark(ended=False)
             await asyncio.to_thread(keep_small, settings.store)
         if not flow.is_direct(cast(State, {**state, **opened}), depth, settings.direct_below):
+            means = await asyncio.to_thread(isolation.settled, settings.isolation)
+            if means == "process" and depth == 0:
+                opened["warnings"].append(isolation.UNCAGED)
             pool.prepare(opened["run"], settings.kernel_options())
         return {**opened, "question": "", "asked": question, "earlier": said}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+import zmq
 from ipykernel.compiler import XCachingCompiler
+from ipykernel.iostream import IOPubThread
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -23,6 +26,8 @@ from .desk import Desk
 from .failures import cell_name
 from .output import DisplayHook, DisplayPublisher
 from .wire import Wire
+
+_KEY_BYTES = 4096
 
 
 class Compiler(XCachingCompiler):
@@ -118,8 +123,33 @@ class Kernel(IPythonKernel):
 
 
 class App(IPKernelApp):
-    """Starts fast: no heartbeat, debugger, plots, extensions or history."""
+    """Starts fast: no heartbeat, debugger, plots, extensions or history; and speaks to its host alone.
 
+    The host's end of the shell channel is a listening socket that the host has made; nobody uses the other channels.
+    """
+
+    listening = 0
+    """Descriptor of that socket."""
+
+    def _try_bind_socket(self, s: Any, port: int) -> int:
+        if s is not self.shell_socket:
+            s.bind(f"inproc://{id(s)}")
+        return port
+
+    def init_iopub(self, context: Any) -> None:
+        # Not before `init_control`, which would have the debugger connect to it by a path that is not there.
+        self.shell_socket.setsockopt(zmq.USE_FD, self.listening)
+        self.shell_socket.bind("ipc://shell")
+        self.iopub_socket = context.socket(zmq.XPUB)
+        self._bind_socket(self.iopub_socket, 0)  # type: ignore[no-untyped-call]
+        # ipykernel's own also opens a port on the loopback, for the output of subprocesses.
+        self.iopub_thread = IOPubThread(self.iopub_socket, pipe=False, session=self.session)  # type: ignore[no-untyped-call]
+        self.iopub_thread.start()  # type: ignore[no-untyped-call]
+        self.iopub_socket = self.iopub_thread.background_socket
+
+    def init_connection_file(self) -> None: ...
+    def write_connection_file(self, **kwargs: Any) -> None: ...
+    def init_poller(self) -> None: ...
     def init_pdb(self) -> None: ...
     def init_heartbeat(self) -> None: ...
     def init_gui_pylab(self) -> None: ...
@@ -136,8 +166,15 @@ class App(IPKernelApp):
                 self.io_loop.start()
 
 
-def run(bridge: int, connection_file: str, memory: int) -> None:
-    """Runs the kernel until its host is gone."""
+def run(bridge: int, gate: int, listening: int, memory: int) -> None:
+    """Runs the kernel until its host is gone.
+
+    Args:
+        bridge: Descriptor of our end of the bridge.
+        gate: Descriptor of the socket by which the key of the shell channel and, later, texts come.
+        listening: Descriptor of the shell channel's listening socket.
+        memory: The bound on memory in bytes, for messages.
+    """
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.cache_size = 0
@@ -146,18 +183,16 @@ def run(bridge: int, connection_file: str, memory: int) -> None:
     config.Completer.use_jedi = False
     config.InteractiveShellApp.exec_PYTHONSTARTUP = False
     config.DisplayFormatter.active_types = ["text/plain"]
-    app = App.instance(
-        config=config,
-        connection_file=connection_file,
-        kernel_class=Kernel,
-        outstream_class=f"{__package__}.output.BoundedStream",
-    )
+    doorway = socket.socket(fileno=gate)
+    app = App.instance(config=config, kernel_class=Kernel, outstream_class=f"{__package__}.output.BoundedStream")
+    app.listening = listening
+    app.load_connection_info({"transport": "ipc", "ip": "shell"} | json.loads(doorway.recv(_KEY_BYTES)))
     app.initialize([])  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", message="To exit: use")
     _seed()
     streams: tuple[Any, Any] = (sys.stdout, sys.stderr)
     namespace: Any = app.shell and app.shell.user_ns
-    desk = Desk(namespace, streams, memory)
+    desk = Desk(namespace, streams, doorway, memory)
     wire = Wire(socket.socket(fileno=bridge), desk.handle, desk.repair, streams[1].note)
     desk.attach(wire)
     app.kernel.desk = desk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -36,9 +37,10 @@ class Env:
 class Desk:
     """One per kernel. `handle` runs on the bridge's reader thread, `finish` on the main thread."""
 
-    def __init__(self, namespace: dict[str, Any], streams: tuple[Any, Any], memory: int) -> None:
+    def __init__(self, namespace: dict[str, Any], streams: tuple[Any, Any], gate: socket.socket, memory: int) -> None:
         self._namespace = namespace
         self._streams = streams
+        self._gate = gate
         self._memory = memory
         self._builtins = dict(vars(builtins))
         self._repair = vars(builtins).update
@@ -85,17 +87,22 @@ class Desk:
             self._begin(arg)
             self._reply(number, None)
         elif op == "bind":
-            self._reply(number, self._bind(arg["name"], arg["binding"]))
+            self._reply(number, self._bind(arg["name"], arg["binding"], self._received()))
 
     def _reply(self, number: int, arg: Any) -> None:
         if self._wire is not None:
             self._wire.send("done", arg, number=number)
 
-    def _bind(self, name: str, binding: dict[str, Any]) -> str | None:
+    def _received(self) -> int:
+        """Takes the descriptor that came before the message which needs it."""
+        _, (descriptor,), _, _ = socket.recv_fds(self._gate, 1, 1)
+        return descriptor
+
+    def _bind(self, name: str, binding: dict[str, Any], descriptor: int) -> str | None:
         """Makes a variable; gives the reason where it cannot be made."""
         self.repair()
         try:
-            self._bound[name] = self._namespace[name] = load(binding)
+            self._bound[name] = self._namespace[name] = load(binding, descriptor)
         except MemoryError:
             return f"it does not fit the kernel's memory ({self._memory:,} bytes)"
         except Exception as error:

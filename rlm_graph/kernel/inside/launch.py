@@ -6,44 +6,24 @@ Run by path so that the kernel imports neither LangGraph nor anything else that 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import resource
-import signal
 import sys
-import threading
 from pathlib import Path
-
-# Linux counts a thread's whole stack as data; with 8 MB each, 500 threads would use up the memory bound.
-_STACK = 2 << 20
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    bridge, connection_file, memory, host = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    start = json.loads(sys.argv[1])
     del sys.argv[1:]
-    os.set_inheritable(bridge, False)
-    _die_with(host)
-    threading.stack_size(_STACK)
-    if memory and sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    for descriptor in ("bridge", "gate", "shell"):
+        os.set_inheritable(start[descriptor], False)
     _package("inside", Path(__file__).parent)
+    from inside.limits import limit  # type: ignore[import-not-found]
+
+    limit(**start["limits"])
     from inside.app import run  # type: ignore[import-not-found]
 
-    run(bridge, connection_file, memory)
-
-
-def _die_with(host: int) -> None:
-    """Lets Linux end this process with the host's thread that started it, even if a C function holds the GIL.
-
-    The host starts kernels on a thread that never ends, or this would end them early.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if host and os.getppid() != host:
-        os._exit(1)
+    run(start["bridge"], start["gate"], start["shell"], start["limits"]["memory"])
 
 
 def _package(name: str, folder: Path) -> None:

@@ -6,7 +6,6 @@ import codecs
 import json
 import mmap
 import os
-from pathlib import Path
 from typing import Any
 
 
@@ -30,43 +29,52 @@ class Document:
         return self.page_content
 
 
-def load(binding: dict[str, Any]) -> Any:
+def load(binding: dict[str, Any], descriptor: int) -> Any:
     """Makes the value that a binding describes.
+
+    Args:
+        binding: What the host's `carry` says of the texts.
+        descriptor: A file that holds them, one after another. It is closed.
 
     Raises:
         ValueError: the kind is unknown, or the file does not hold what the kind says.
-        OSError: a file cannot be read.
+        OSError: the file cannot be read.
     """
-    kind, path = binding["kind"], binding["path"]
-    if kind == "text":
-        return read_text(path, binding.get("encoding", "utf-8"))
-    if kind == "json":
-        return json.loads(read_text(path, "utf-8"))
-    if kind == "documents":
-        rows = json.loads(read_text(path, "utf-8"))
-        return [Document(row["page_content"], row.get("metadata")) for row in rows]
+    with open(descriptor, "rb") as file:
+        size = os.fstat(descriptor).st_size
+        if size == 0:
+            return _made(binding, b"")
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            return _made(binding, view)
+
+
+def _made(binding: dict[str, Any], content: memoryview | bytes) -> Any:
+    kind = binding["kind"]
     if kind == "files":
-        return _read_files(json.loads(read_text(path, "utf-8")))
+        return _files(binding, content)
+    text = decoded(content, binding["encoding"])
+    if kind == "text":
+        return text
+    if kind == "json":
+        return json.loads(text)
+    if kind == "documents":
+        return [Document(row["page_content"], row.get("metadata")) for row in json.loads(text)]
     raise ValueError(f"unknown kind of binding: {kind!r}")
 
 
-def _read_files(manifest: dict[str, Any]) -> dict[str, str] | list[str]:
-    texts = {}
-    for name, encoding in manifest["files"]:
+def _files(binding: dict[str, Any], content: memoryview | bytes) -> dict[str, str] | list[str]:
+    texts, at = {}, 0
+    for name, encoding, size in binding["files"]:
         try:
-            texts[name] = read_text(Path(manifest["root"], name), encoding)
+            texts[name] = decoded(content[at : at + size], encoding)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return texts if manifest["as"] == "dict" else list(texts.values())
+        at += size
+    return texts if binding["as"] == "dict" else list(texts.values())
 
 
-def read_text(path: str | Path, encoding: str) -> str:
-    """Decodes a file in one go: no second copy of its bytes, and no translated newlines, so offsets hold."""
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            return ""
-        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped:
-            # Surrogates that Python let somebody have are ours to keep; other codecs know no such thing.
-            utf8 = codecs.lookup(encoding).name == "utf-8"
-            return str(mapped, encoding, "surrogatepass" if utf8 else "strict")
+def decoded(content: memoryview | bytes, encoding: str) -> str:
+    """Decodes in one go: no second copy of the bytes, and no translated newlines, so offsets hold."""
+    # Surrogates that Python let somebody have are ours to keep; other codecs know no such thing.
+    utf8 = codecs.lookup(encoding).name == "utf-8"
+    return str(content, encoding, "surrogatepass" if utf8 else "strict")

