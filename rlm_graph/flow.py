@@ -100,7 +100,9 @@ def missing(state: State) -> int:
 
 
 def after_verify(state: State) -> str:
-    """Back to the waiting cell, or to `dispatch` with what has no answer yet."""
+    """Back to the waiting cell, or to `dispatch` with what has no answer yet, or one that is in doubt."""
     running = state["running"]
     assert running is not None
-    return "dispatch" if missing(state) else running["phase"]
+    wave = state["wave"]
+    again = missing(state) or (wave is not None and wave.get("uncertain"))
+    return "dispatch" if again else running["phase"]

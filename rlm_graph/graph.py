@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from langchain_core.stores import BaseStore
 from langchain_core.tools import BaseTool
@@ -15,6 +15,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Checkpointer
 
 from rlm_graph import flow
+from rlm_graph.checks import Verify
 from rlm_graph.kernel.isolation import Isolation, check
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.chunk import chunk
@@ -25,7 +26,7 @@ from rlm_graph.nodes.load import load
 from rlm_graph.nodes.plan import plan
 from rlm_graph.nodes.probe import probe
 from rlm_graph.nodes.sub_call import sub_call
-from rlm_graph.nodes.verify import verify
+from rlm_graph.nodes.verify import verify as verify_node
 from rlm_graph.settings import Model, Settings, models_by_depth
 from rlm_graph.state import Input, NestedInput, Output, State
 from rlm_graph.store import default_store
@@ -48,6 +49,7 @@ def create_rlm(
     cache: BaseCache[Any] | None = None,
     approve_above: int | None = None,
     isolation: Isolation = "auto",
+    verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
     sub_graph: RemoteGraph | None = None,
@@ -76,6 +78,9 @@ def create_rlm(
         isolation: What keeps the model's code from the rest of the machine. "bubblewrap": namespaces of its own, no
             network, no file of yours. "auto": the best that works here, and an error where nothing does. "process":
             nothing but an empty environment and bounded resources.
+        verify: How the answers of `sub_call(…)` are checked: `"evidence"`: form, ids, schema, confidence, and that
+            every quote stands in its text; `"twice"`: as well that two answers agree, which takes twice the calls;
+            `"off"`: not at all. What fails is asked again, `Limits.max_retries` times at most, then marked.
         content_store: Where contexts, payloads and replies are kept: any byte store. None: a folder in the
             user's cache. It must be shared where runs move between machines.
         contexts: Contexts that a caller may name instead of giving one: a `context` that is one of these names means
@@ -110,6 +115,7 @@ def create_rlm(
         cache=cache,
         approve_above=approve_above,
         isolation=isolation,
+        verify=verify,
         content_store=content_store,
         contexts=contexts,
         sub_graph=sub_graph,
@@ -129,6 +135,7 @@ def build_rlm(
     cache: BaseCache[Any] | None = None,
     approve_above: int | None = None,
     isolation: Isolation = "auto",
+    verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
     sub_graph: RemoteGraph | None = None,
@@ -146,6 +153,7 @@ def build_rlm(
         cache: …
         approve_above: …
         isolation: …
+        verify: …
         content_store: …
         contexts: …
         sub_graph: …
@@ -164,6 +172,8 @@ def build_rlm(
     if not isinstance(limits, Limits):
         raise TypeError(f"limits is a Limits(…), not {type(limits).__name__}")
     check(isolation)
+    if verify not in get_args(Verify):
+        raise ValueError(f"verify={verify!r}: one of {', '.join(get_args(Verify))}")
     settings = Settings(
         models=models_by_depth(model, sub_model),
         limits=limits,
@@ -173,6 +183,7 @@ def build_rlm(
         cache=cache,
         approve_above=approve_above,
         isolation=isolation,
+        verify=verify,
         contexts=dict(contexts or {}),
         sub_graph=sub_graph,
         name=name,
@@ -194,7 +205,7 @@ def _at_depth(settings: Settings, depth: int, name: str) -> StateGraph[State, No
     graph.add_node("chunk", seen(chunk(settings, depth)))
     graph.add_node("dispatch", seen(dispatch(settings, depth)))
     graph.add_node("sub_call", sub_call(settings, depth, child))
-    graph.add_node("verify", seen(verify()))
+    graph.add_node("verify", seen(verify_node(settings)))
     graph.add_node("compose", seen(compose(settings, depth)))
 
     step = flow.next_step(settings.limits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import random
 import re
 from collections.abc import Callable, Coroutine, Sequence
@@ -130,6 +131,57 @@ async def ask(
     await asyncio.sleep(_FIRST_PAUSE_SECONDS * (1 + random.random()))
     again = model.with_retry(retry_if_exception_type=is_transient, stop_after_attempt=tries)
     return await _asked(again, messages, config, threads)
+
+
+async def ask_structured(
+    model: Runnable[Any, AIMessage],
+    messages: Sequence[BaseMessage],
+    form: dict[str, Any],
+    config: RunnableConfig,
+    threads: Executor,
+    tries: int,
+) -> tuple[AIMessage, str]:
+    """As `ask`, in a form: by the provider's structured output where it has one, else by what the messages say.
+
+    Returns:
+        The message, and the JSON that it holds, whether as text or as the arguments of a tool call.
+    """
+    formed = _formed(model, form)
+    if formed is None:
+        message = await ask(model, messages, config, threads, tries)
+        return message, message.text
+    try:
+        message = await ask(formed, messages, config, threads, tries)
+    except Exception as error:
+        if not _does_not_know_forms(error):
+            raise
+        _formless.add(settings_hash(model))
+        message = await ask(model, messages, config, threads, tries)
+    called = message.tool_calls[0]["args"] if message.tool_calls and not message.text.strip() else None
+    return message, message.text if called is None else json.dumps(called)
+
+
+_formless: set[str] = set()
+"""Models, by their settings' hash, whose server refused to be told a form."""
+
+
+def _formed(model: Runnable[Any, AIMessage], form: dict[str, Any]) -> Runnable[Any, AIMessage] | None:
+    """The model, bound to answer in a form; None where it has no structured output."""
+    profile = getattr(_innermost(model), "profile", None) or {}
+    if not isinstance(model, BaseChatModel) or profile.get("structured_output") is False:
+        return None
+    if settings_hash(model) in _formless:
+        return None
+    try:
+        chain: Any = model.with_structured_output(form, include_raw=True)
+    except (NotImplementedError, ValueError, TypeError):
+        return None
+    # Its first step is the model, bound; what follows parses, which is ours to do: with repair, and with checks.
+    return getattr(getattr(chain, "first", None), "steps__", {}).get("raw")
+
+
+def _does_not_know_forms(error: Exception) -> bool:
+    return getattr(error, "status_code", None) in {400, 404, 422}
 
 
 async def _asked(

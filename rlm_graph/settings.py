@@ -14,6 +14,7 @@ from langgraph.cache.base import BaseCache
 from langgraph.pregel.remote import RemoteGraph
 
 from rlm_graph import models
+from rlm_graph.checks import Verify
 from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.ledger import Limits
@@ -39,6 +40,7 @@ class Settings:
         sub_graph: Where nested RLMs run; None: here.
         name: Who says the answer, in a conversation.
         tools: What the kernel's code may call beside models.
+        verify: How the answers of `sub_call(…)` are checked.
     """
 
     models: tuple[Runnable[Any, AIMessage], ...]
@@ -53,6 +55,7 @@ class Settings:
     sub_graph: RemoteGraph | None = None
     name: str = "rlm"
     tools: tuple[UserTool, ...] = ()
+    verify: Verify = "evidence"
 
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""

@@ -179,6 +179,8 @@ class Wave(TypedDict):
     """How many more plain calls a running `sub_call` may take up meanwhile."""
     kernel: str
     """Key of the waiting cell's kernel in the process that dispatched: a cache's name, nothing durable."""
+    uncertain: int
+    """How many structured asks `verify` sends back to `dispatch`."""
     tries: int
     """How often in a row calls of a wave had come back without anything before this one."""
 

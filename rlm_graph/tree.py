@@ -91,6 +91,11 @@ class Tree:
         self.ledger.note_refused(refusals)
         await self._keep(refusals, None)
 
+    async def join(self, replies: Mapping[str, Reply]) -> None:
+        """Keeps what the attempts at structured asks came to; they themselves are on record, and counted."""
+        entries = {id: {**self._entry(reply, None, None), "joined": True} for id, reply in replies.items()}
+        await self.store.amset([(self._reply_key(id), _dump(entry)) for id, entry in entries.items()])
+
     async def turn(self, id: str) -> AIMessage | None:
         """A root turn's reply, where it is on record."""
         [data] = await self.store.amget([f"run/{self.run}/turn/{id}"])
@@ -163,7 +168,7 @@ class Tree:
     async def _settle(self, keys: Sequence[str], *, turns: bool) -> None:
         for key, data in zip(keys, await self.store.amget(list(keys)), strict=True):
             entry = json.loads(data) if data else {}
-            if entry.get("tree") != self.id:
+            if entry.get("tree") != self.id or entry.get("joined"):
                 continue
             spent = Spent(**entry["spent"]) if entry["spent"] else None
             id = key.rpartition("/")[2]

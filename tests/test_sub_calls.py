@@ -169,7 +169,7 @@ async def test_a_call_that_the_cell_forges_finds_nobody_to_answer_it(scene: Any)
     )
     out = await scene(one_cell(code)).rlm().ainvoke({"question": "q", "context": TEXT})
     assert "there is no tool 'shell'" in out["answer"]
-    assert "nobody answers calls of the kind 'sub' here" in out["answer"]
+    assert "sub_call: not what sub_call sends" in out["answer"]
 
 
 async def test_one_failed_call_of_a_batch_does_not_sink_the_others(scene: Any) -> None:

@@ -152,9 +152,9 @@ def test_search_without_a_match_is_empty() -> None:
 
 def test_search_prints_nothing() -> None:
     code = (
-        "from rlm_graph.kernel.inside.toolkit import Toolkit\n"
+        "from rlm_graph.kernel.inside.toolkit import names\n"
         "class Kernel:\n    def context(self): return 'a soft light'\n"
-        "Toolkit(Kernel()).search('soft')"
+        "names(Kernel())['search']('soft')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlm_graph import context
+from rlm_graph import checks, context
 from rlm_graph.identity import NOTHING, call_id, content_hash, digest, extended
 from rlm_graph.kernel.session import Session
 from rlm_graph.state import Call, Cell, Done, Phase, Reply, Source, Waiting
@@ -56,6 +56,25 @@ class Work:
     @property
     def digest(self) -> str:
         return digest(self.journal, self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The next attempt at a structured ask that the running cell waits for.
+
+    Attributes:
+        id: Its own durable name, under which its reply is kept.
+        number: How many there were before.
+        prompt: The task.
+        context: What is asked about, and what was wrong before.
+        so_far: What the cell would get if there were no further attempt.
+    """
+
+    id: str
+    number: int
+    prompt: str
+    context: dict[str, Any]
+    so_far: str
 
 
 @dataclass(slots=True)
@@ -106,6 +125,10 @@ class Kernel:
         self.refused: set[str] = set()
         self.deferred: set[str] = set()
         """Those of them that only another `dispatch` can let go."""
+        self.attempts: dict[str, Attempt] = {}
+        """What is to be asked next for each structured ask that waits, by call id."""
+        self.checked: Counter[str] = Counter()
+        """How many results of structured asks the running cell has got, and how they stood the check."""
         self.outcome: Done | None = None
         self.work: Work | None = None
         """What the running cell was begun for."""
@@ -134,6 +157,7 @@ class Kernel:
         self.work, self._running, self._question = work, work.cell, work.question
         self.waiting, self.nth, self.asked, self.outcome = {}, {}, [], None
         self.failed, self.refused, self.deferred = set(), set(), set()
+        self.attempts, self.checked = {}, Counter()
         self._payloads.clear()
         facts = {"phase": work.phase, "window": work.window, "reset_answer": fresh, "tools": list(work.tools)}
         self._take(await self.session.run(work.index, work.cell, facts=facts), work)
@@ -154,6 +178,9 @@ class Kernel:
                 continue
             numbered[call.number] = reply
             self.deferred.discard(id)
+            self.attempts.pop(id, None)
+            if call.kind == "sub" and reply.text is not None:
+                self.checked.update(checks.counts(reply.text))
             if reply.error == "BudgetExceeded":
                 self.refused.add(id)
             elif reply.error is not None:

@@ -176,10 +176,13 @@ async def _recorded(
     state: State, work: Work, kernel: Kernel, tree: Tree, reported: tuple[str, ...]
 ) -> tuple[Cell, Draft | None]:
     asked, failed, refused = list(kernel.asked), len(kernel.failed), len(kernel.refused)
+    checked = kernel.checked
     done = kernel.take_outcome(work)
     cell = _cell(state, work, done.stdout, done.error, _reported(done, state, reported))
     cell["asked"], cell["failed"], cell["refused"] = len(asked), failed, refused
     cell["calls"] = await tree.put(asked) if asked else None
+    if checked:
+        cell["report"]["checked"] = dict(checked)
     return cell, await _draft(done, tree)
 
 

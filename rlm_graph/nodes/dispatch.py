@@ -17,6 +17,7 @@ from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel.kernel import Kernel, Siblings
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of, working_on
+from rlm_graph.nodes.verify import in_doubt, settle_on_record
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
@@ -74,6 +75,8 @@ def decide(
 
 def prompt_of(call: Call) -> str:
     """The one prompt of a call that is answered by a plain model call."""
+    if call.kind == "sub":
+        return "\n".join([call.prompt, *_texts(call.context)])
     if call.kind != "rlm" or call.context is None:
         return call.prompt
     text = call.context if isinstance(call.context, str) else _as_text(call.context)
@@ -83,9 +86,23 @@ def prompt_of(call: Call) -> str:
 def asked_of(kernel: Kernel, id: str) -> Asked:
     """A waiting call as it stands in the batch of an `ask` task."""
     call, nth = kernel.waiting[id], kernel.nth[id]
-    if call.kind in ("tool", "sub"):
-        return {"id": id, "kind": call.kind, "prompt": call.prompt, "context": call.context, "nth": nth}
+    if call.kind == "sub":
+        attempt = kernel.attempts[id]
+        nth = _nth(kernel, id)
+        return {"id": attempt.id, "kind": "sub", "prompt": attempt.prompt, "context": attempt.context, "nth": nth}
+    if call.kind == "tool":
+        return {"id": id, "kind": "tool", "prompt": call.prompt, "context": call.context, "nth": nth}
     return {"id": id, "kind": "llm", "prompt": prompt_of(call), "context": None, "nth": nth}
+
+
+def paid_as(kernel: Kernel, id: str) -> str:
+    """The id under which a waiting call is reserved, asked and kept: of a structured ask, that of its next attempt."""
+    return kernel.attempts[id].id if id in kernel.attempts else id
+
+
+def _nth(kernel: Kernel, id: str) -> int:
+    """How many equal prompts came before: each attempt is a sample of its own, also where a cache is asked."""
+    return kernel.nth[id] * 100 + kernel.attempts[id].number
 
 
 def nested_question(call: Call) -> tuple[str, Any]:
@@ -108,6 +125,7 @@ def dispatch(settings: Settings, depth: int) -> Node:
                 if error.cause == "start":
                     raise
                 return {"wave": _nothing(state)}  # the cell's own node tells the root how its kernel ended
+            await settle_on_record(kernel, tree, settings)
             below = settings.model(depth + 1)
             decided = decide(kernel.waiting, depth, settings.limits, [models.name_of(below)], work.window)
             await refuse(kernel, tree, decided.refused)
@@ -122,10 +140,16 @@ def dispatch(settings: Settings, depth: int) -> Node:
 
 
 async def refuse(kernel: Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
-    """Tells the cell, and the record, which of its calls cannot be made."""
-    if refused:
-        await tree.refuse(refused)
-        kernel.deliver(refused)
+    """Tells the cell, and the record, which of its calls cannot be made; of one asked before, what there is, marked."""
+    partly = {
+        id: in_doubt(kernel.attempts[id]) for id in refused if id in kernel.attempts and kernel.attempts[id].number
+    }
+    wholly = {id: reply for id, reply in refused.items() if id not in partly}
+    if partly:
+        await tree.join(partly)
+    if wholly:
+        await tree.refuse(wholly)
+    kernel.deliver({**partly, **wholly})
 
 
 def over_budget(tree: Tree, asked: int) -> Reply:
@@ -146,7 +170,7 @@ async def _approved(
         return {}
     # Another branch of the tree may have been approved since: who was asked is heard all the same.
     about = f"{state['run']}.{len(state.get('journal') or [])}.{(state['wave'] or {'number': 0})['number']}"
-    within = tree.ledger.with_these(ids) <= await tree.approved(step)
+    within = tree.ledger.with_these([paid_as(kernel, id) for id in ids]) <= await tree.approved(step)
     if within and not (await tree.known_asked(about)):
         return {}
     if not tree.lasting:
@@ -159,10 +183,10 @@ async def _approved(
         asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()))
         said = interrupt({**asking, "complaint": complaint} if complaint else asking)
         allowed, complaint = approval.calls_allowed(said, len(ids)), approval.not_understood(said)
-    kept_back = ids[allowed:]
+    kept_back, let_go = ids[allowed:], [paid_as(kernel, id) for id in ids[:allowed]]
     told = prompts.KEPT_BACK.format(allowed=allowed, asked=len(ids))
     await refuse(kernel, tree, dict.fromkeys(kept_back, _error("BudgetExceeded", told)))
-    await tree.approve(tree.ledger.with_these(ids[:allowed]) + (0 if kept_back else step))
+    await tree.approve(tree.ledger.with_these(let_go) + (0 if kept_back else step))
     return {"limit": "refused"} if kept_back else {}
 
 
@@ -172,7 +196,7 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     nests = set(decided.nested)
     order = [id for id in kernel.waiting if id not in decided.refused]
     for group in groups(kernel.waiting, order):
-        if tree.ledger.reserve(group) == "over":
+        if tree.ledger.reserve([paid_as(kernel, id) for id in group]) == "over":
             await refuse(kernel, tree, dict.fromkeys(group, over_budget(tree, len(group))))
     going = [id for id in order if id in kernel.waiting][:breadth]
     asking = await tree.asking([id for id in going if kernel.waiting[id].kind == "tool"])
@@ -183,7 +207,7 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     # LangGraph runs a single task of a synchronous run in the caller's own thread, where Ctrl-C reaches it.
     batch = max(1, len(plain)) if models.is_synchronous() else BATCH
     batches = [
-        await tree.put({id: asked_of(kernel, id) for id in plain[at : at + batch]})
+        await tree.put({paid_as(kernel, id): asked_of(kernel, id) for id in plain[at : at + batch]})
         for at in range(0, len(plain), batch)
     ]
     sent = [key for key in keys if key]
@@ -221,6 +245,7 @@ def _nothing(state: State) -> Wave:
         "calls": 0,
         "allowance": 0,
         "kernel": "",
+        "uncertain": 0,
     }
 
 
@@ -252,3 +277,9 @@ def _as_text(context: Any) -> str:
     if isinstance(context, list) and all(isinstance(item, str) for item in context):
         return "\n\n".join(context)
     return json.dumps(context, ensure_ascii=False)
+
+
+def _texts(context: Any) -> list[str]:
+    """The texts that a structured ask is about, as far as it is of the form that `sub_call` gives it."""
+    texts = context.get("texts") if isinstance(context, dict) else None
+    return [text for text in texts.values() if isinstance(text, str)] if isinstance(texts, dict) else []

@@ -93,14 +93,22 @@ def spent_on(reply: AIMessage, messages: list[BaseMessage], model: str, depth: i
     return Spent(model, depth, sum(count_tokens(m.text) for m in messages), count_tokens(reply.text))
 
 
+def refusal_of(message: AIMessage) -> str:
+    """Why the model refused; empty where it did not."""
+    refusal = message.additional_kwargs.get("refusal")
+    reason = _end_of(message)
+    return str(refusal or reason)[:300] if refusal or reason in {"content_filter", "refusal"} else ""
+
+
+def _end_of(message: AIMessage) -> Any:
+    return message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason")
+
+
 def reply_of(message: AIMessage, name: str) -> Reply:
     """What a model's message means for the cell: a text, or an error where there is none to trust."""
-    refusal = message.additional_kwargs.get("refusal")
-    reason = message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason")
-    if refusal or reason in {"content_filter", "refusal"}:
-        return Reply(
-            error="SubCallError", message=prompts.MODEL_REFUSED.format(model=name, reason=str(refusal or reason)[:300])
-        )
+    reason = _end_of(message)
+    if refused := refusal_of(message):
+        return Reply(error="SubCallError", message=prompts.MODEL_REFUSED.format(model=name, reason=refused))
     text = message.text
     if not text.strip():
         return Reply(error="SubCallError", message=prompts.MODEL_SILENT.format(model=name))

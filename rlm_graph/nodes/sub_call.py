@@ -8,6 +8,7 @@ One task of a wave is its *pump*: it also takes up the plain calls that the cell
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -21,6 +22,7 @@ from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.ledger import Spent
 from rlm_graph.nodes.cell import Node, among_siblings, asked_by, working_on
+from rlm_graph.nodes.checked_call import checked_call
 from rlm_graph.nodes.dispatch import asked_of, decide, groups, over_budget, refuse
 from rlm_graph.nodes.nested import nested, remote_rlm
 from rlm_graph.nodes.plain_call import Answer, plain_call
@@ -105,8 +107,12 @@ class _Asking:
         self.alone = "alone" in state
         self.answered_by: dict[str, Answer] = {
             "llm": plain_call(settings, depth, tree, config),
+            "sub": checked_call(settings, depth, tree, config),
             "tool": tool_call(settings, tree, config),
         }
+        self.unchecked: dict[str, str] = {}
+        """Structured asks of this task that have no reply yet: call id by the attempt's."""
+        self.to_check: set[str] = set()
         self.own = self.taken_up = 0
         self.in_flight: set[asyncio.Task[None]] = set()
         self.state = state
@@ -117,6 +123,8 @@ class _Asking:
         self.own = len(batch)
         self.tree.ledger.note_reserved(batch)
         self._deliver(known)
+        self.unchecked = {id: asked["context"]["call"] for id, asked in batch.items() if asked["kind"] == "sub"}
+        self._leave_to_verify(known)
         return {id: asked for id, asked in batch.items() if id not in known}
 
     def start(self, batch: Batch) -> None:
@@ -178,9 +186,10 @@ class _Asking:
             calls, self.depth, self.settings.limits, [models.name_of(self.model)], models.window_of(self.model)
         )
         await refuse(kernel, self.tree, decided.refused)
-        kernel.deferred.update(decided.nested)
+        checked = {id for id in decided.plain if calls[id].kind == "sub"}
+        kernel.deferred.update(decided.nested, checked)
         taken: list[str] = []
-        for group in groups(calls, decided.plain):
+        for group in groups(calls, [id for id in decided.plain if id not in checked]):
             if await self._fits(kernel, group, allowance - len(taken)):
                 taken += group
         self.start({id: asked_of(kernel, id) for id in taken})
@@ -212,6 +221,7 @@ class _Asking:
             return
         await self.tree.record(id, reply, spent)
         self._deliver({id: reply})
+        self._leave_to_verify([id])
         self.show_progress()
 
     async def _ask_alone(self, id: str) -> None:
@@ -230,6 +240,12 @@ class _Asking:
             told = prompts.NOBODY_ANSWERS.format(kind=asked["kind"])
             return Reply(error="SubCallError", message=told), None
         return await answer(asked)
+
+    def _leave_to_verify(self, ids: Iterable[str]) -> None:
+        """Notes answered attempts. The cell gets them from `verify`: the last one ends the wave."""
+        self.to_check.update(self.unchecked.pop(id) for id in ids if id in self.unchecked)
+        if self.kernel is not None and not self.unchecked:
+            self.kernel.deferred.update(self.to_check)
 
     def _deliver(self, replies: dict[str, Reply]) -> None:
         if self.kernel is not None:

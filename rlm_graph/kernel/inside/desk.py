@@ -14,9 +14,11 @@ from typing import Any
 
 from . import output
 from .calls import Calls
+from .checked import Result, sub_call_names
 from .dialect import Answer, answer_names, call_names, exit_names
 from .failures import describe
 from .load import Document, load
+from .pieces import Places
 from .user_tools import tool_names
 from .values import lenient, summary, variables
 from .wire import Wire
@@ -54,17 +56,22 @@ class Desk:
         self.running = False
         self._names = call_names(self._calls) | exit_names() | {"Document": Document}
         self._names |= answer_names(namespace, self._own_variables, self._deliver)
-        self._names |= self._toolkit()
+        self._results: list[Result] = []
+        places = Places()
+        self._names |= self._toolkit(places)
+        self._names |= sub_call_names(
+            self._calls, lambda: self._bound.get("context"), lambda: self._facts, places, self._results.extend
+        )
         self._tools: dict[str, Any] = {}
         self._specs: list[dict[str, Any]] = []
         self._known = {*namespace, *self._names, "answer"}
 
-    def _toolkit(self) -> dict[str, Any]:
+    def _toolkit(self, places: Places) -> dict[str, Any]:
         env = Env(lambda: self._bound.get("context"), lambda: dict(self._facts), dict(self._names))
         try:
             from .toolkit import names
 
-            return dict(names(env))
+            return dict(names(env, places))
         except Exception as error:  # the cells can do without
             print(f"no toolkit: {error!r}", file=sys.__stderr__)
             return {}

@@ -14,7 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .cutting import PACKED, SECTIONS, cuts, is_blank, matches, spans
@@ -41,7 +41,7 @@ class Toolkit:
     """The tools, as methods that know the kernel's `context`."""
 
     env: Env
-    places: Places = field(default_factory=Places)
+    places: Places
 
     def _texts(self, what: Any) -> Iterator[Placed]:
         return self.places.of(what, self.env.context())
@@ -167,8 +167,8 @@ class Toolkit:
         return list(kept.values())
 
 
-def names(env: Env) -> dict[str, object]:
+def names(env: Env, places: Places | None = None) -> dict[str, object]:
     """What to put into a cell's namespace."""
-    kit = Toolkit(env)
+    kit = Toolkit(env, places or Places())
     tools = (kit.peek, kit.grep, kit.search, kit.split, kit.count_tokens, kit.dedupe)
     return {tool.__name__: tool for tool in tools} | {"Piece": Piece}

@@ -1,0 +1,61 @@
+"""A structured ask of `sub_call(…)`: the sub-model's own structured output where it has one, else JSON by request."""
+
+from __future__ import annotations
+
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphBubbleUp
+
+from rlm_graph import checks, models, prompts
+from rlm_graph.identity import content_hash
+from rlm_graph.ledger import Spent
+from rlm_graph.nodes.plain_call import Answer
+from rlm_graph.nodes.plan import refusal_of, spent_on
+from rlm_graph.settings import Settings
+from rlm_graph.state import Asked, Reply
+from rlm_graph.tree import Tree
+
+
+def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfig) -> Answer:
+    """Who answers the structured asks of an RLM at `depth`. The reply is raw: `verify` reads and checks it."""
+    model, cache = settings.model(depth + 1), settings.cache
+    name, settings_hash = models.name_of(model), models.settings_hash(model)
+    shown = models.unheard(models.named(config, "sub_call", rlm_depth=depth + 1))
+
+    async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
+        key = (("rlm_graph",), content_hash([settings_hash, "sub", prompt_of(asked), asked["nth"]]))
+        if cache is not None and key in (known := await cache.aget([key])):
+            return Reply(text=known[key]), None
+        reply, spent = await from_model(asked)
+        if cache is not None and reply.text is not None:
+            await cache.aset({key: (reply.text, None)})
+        return reply, spent
+
+    async def from_model(asked: Asked) -> tuple[Reply, Spent | None]:
+        messages = [HumanMessage(prompt_of(asked))]
+        form = checks.form_of(checks.read_ask(asked["context"]))
+        try:
+            async with tree.slot() as threads:
+                message, text = await models.ask_structured(
+                    model, messages, form, shown, threads, settings.limits.max_retries
+                )
+        except GraphBubbleUp:
+            raise
+        except Exception as error:
+            told = prompts.MODEL_FAILED.format(model=name, error=f"{type(error).__name__}: {models.first_line(error)}")
+            return Reply(error="SubCallError", message=told), None
+        spent = spent_on(message, list(messages), name, depth + 1)
+        if reason := refusal_of(message):
+            told = prompts.MODEL_REFUSED.format(model=name, reason=reason)
+            return Reply(error=checks.REFUSED, message=told), spent
+        if not text.strip():
+            return Reply(error="SubCallError", message=prompts.MODEL_SILENT.format(model=name)), spent
+        return Reply(text=text), spent
+
+    return answer
+
+
+def prompt_of(asked: Asked) -> str:
+    """The prompt of an attempt at a structured ask."""
+    ask, notes = checks.read_ask(asked["context"]), asked["context"].get("notes") or {}
+    return prompts.checked_ask(asked["prompt"], ask.texts, ask.schema, quotes=ask.quotes, notes=notes)
