@@ -62,18 +62,12 @@ class Worker:
 
 @dataclass(frozen=True)
 class Background:
-    """The loop and the threads of this process."""
+    """The loop and the threads of this process, all there from the start: at its exit no thread can be started."""
 
     pid: int
     loop: asyncio.AbstractEventLoop
-
-    @cached_property
-    def spawner(self) -> Worker:
-        return Worker("rlm-kernel-spawner")
-
-    @cached_property
-    def sweeper(self) -> Worker:
-        return Worker("rlm-kernel-sweeper")
+    spawner: Worker
+    sweeper: Worker
 
     @cached_property
     def sockets(self) -> zmq.asyncio.Context:
@@ -98,7 +92,7 @@ def background() -> Background:
         if _current is None or _current.pid != os.getpid():
             loop = asyncio.new_event_loop()
             threading.Thread(target=_run, args=(loop,), name="rlm-kernels", daemon=True).start()
-            _current = Background(os.getpid(), loop)
+            _current = Background(os.getpid(), loop, Worker("rlm-kernel-spawner"), Worker("rlm-kernel-sweeper"))
         return _current
 
 
