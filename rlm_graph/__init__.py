@@ -38,5 +38,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_ON_DEMAND[name]), name)
 
 
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext rlm_graph`: a notebook then shows results with their citations, coverage and cost."""
+    import_module("rlm_graph.trace.notebook").register(ipython)
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *_ON_DEMAND})

@@ -1,29 +1,80 @@
-"""A run as one page that opens from a disk: nothing is loaded, and whatever came from a model or an input stays text."""
+"""A run as one page that opens from a disk. It loads nothing, and what a model or an input said stays text in it."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from rlm_graph.trace.view import view
+from langchain_core.stores import BaseStore
+
+from rlm_graph.context import binding
+from rlm_graph.errors import ContextError
+from rlm_graph.kernel.inside.load import load
+from rlm_graph.kernel.inside.pieces import items
+from rlm_graph.store import default_store
+from rlm_graph.trace.trajectory import Trajectory, read_trace
+from rlm_graph.trace.view import Excerpt, view
+
+AROUND = 400
+"""Characters before and after a citation that the page shows."""
 
 _PAGE = Path(__file__).parent / "page"
 
 
-def page(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The HTML page of a trajectory.
+def write_report(
+    path: str | os.PathLike[str], to: str | os.PathLike[str], *, content_store: BaseStore[str, bytes] | None = None
+) -> None:
+    """Makes a self-contained HTML page of a trajectory file, also of one that a killed run left.
 
     Args:
-        entries: The trajectory's entries, in order; one that a killed run left will do.
+        path: The trajectory. Written with `texts=True` it gives a page with every prompt, reply and output whole (up
+            to 20 000 characters each), else with their beginnings.
+        to: The page.
+        content_store: Where the run's context is kept, if not in the default store. Citations open at their place
+            where it can be read; else they stand alone.
+
+    Raises:
+        TraceError: The file is no trajectory.
+        OSError: A file cannot be read or written.
     """
-    shown = view(entries, lambda citation: ("", ""))
+    trajectory = read_trace(path)
+    store = content_store if content_store is not None else default_store()
+    Path(to).write_text(page(trajectory, surroundings(trajectory, store)), "utf-8")
+
+
+def page(trajectory: Trajectory, excerpt: Excerpt) -> str:
+    """The page of a trajectory. `excerpt` reads what stands around a citation."""
+    shown = view(trajectory, excerpt)
     style, script = (_part(name) for name in ("page.css", "page.js"))
     title = html.escape(f"{shown['question'][:80]} — rlm-graph")
     return Template(_part("page.html")).substitute(title=title, style=style, script=script, data=_inert(shown))
+
+
+def surroundings(trajectory: Trajectory, store: BaseStore[str, bytes]) -> Excerpt:
+    """Reads what stands around a citation, from the run's own context."""
+
+    @cache
+    def sources() -> dict[str, str]:
+        try:
+            value = load(binding(trajectory.asked.run["sources"][-1], store))  # type: ignore[arg-type]
+        except (ContextError, OSError, ValueError):
+            return {}
+        return {str(source): text for source, text in items(value)}
+
+    def excerpt(citation: Mapping[str, Any]) -> tuple[str, str]:
+        text = sources().get(str(citation["source"]), "")
+        start, end = citation["start"], citation["end"]
+        if text[start:end] != citation["quote"]:
+            return "", ""
+        return text[max(0, start - AROUND) : start], text[end : end + AROUND]
+
+    return excerpt
 
 
 def _part(name: str) -> str:

@@ -1,15 +1,14 @@
-"""From a trajectory's entries to what a page shows of a run: a pure function of the entries.
-
-After a resume an entry may stand twice; the later one counts.
-"""
+"""From a trajectory to what a page shows of it: a pure function."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-Entry = Mapping[str, Any]
+from rlm_graph.trace.events import Answered, CellBegun, Output, Text, Turn, shown
+from rlm_graph.trace.trajectory import RunTold, Trajectory
+
 Excerpt = Callable[[Mapping[str, Any]], tuple[str, str]]
 """The text before and after a citation, in its source; two empty strings where the source cannot be read."""
 
@@ -20,73 +19,67 @@ LONGEST = 20_000
 """Characters of one text that the page holds; what is left out is counted."""
 
 
-def view(entries: Sequence[Entry], excerpt: Excerpt) -> dict[str, Any]:
+def view(trajectory: Trajectory, excerpt: Excerpt) -> dict[str, Any]:
     """What the page shows.
 
     Args:
-        entries: A trajectory, in order.
+        trajectory: What happened; the run need not have ended.
         excerpt: How to read a citation's surroundings.
 
     Returns:
         JSON-like data: `question`, `answer`, `stop_reason`, `warnings`, `context`, `usage`, `spent` (tables of tokens
-        and cost), `citations`, `coverage`, `strip`, and `runs`, the tree: the top one first, each with its `turns`,
-        `cells` and their `calls`. Times are in seconds from the beginning.
+        and cost), `citations`, `coverage`, `unread`, `strip`, and `runs`, the tree: the top one first, each with its
+        `turns`, `cells` and their `calls`. Times are in seconds from the beginning.
     """
-    runs = [entry for entry in entries if entry["event"] == "run"]
-    top = next((run for run in reversed(runs) if run["depth"] == 0), runs[0] if runs else {})
-    began = min((entry["at"] for entry in entries), default=0.0)
-    end = _last(entries, "answer", run=top.get("run"))
-    source = (top.get("sources") or [{}])[-1]
-    citations = list(end.get("citations") or [])
-    coverage = dict(end.get("coverage") or {})
+    top = trajectory.asked
+    end: Mapping[str, Any] = top.answer or {}
+    began = top.run["at"]
+    source: Mapping[str, Any] = (top.run["sources"] or [{}])[-1]
+    citations: list[Mapping[str, Any]] = list(end.get("citations") or [])
+    coverage: Mapping[str, Any] = end.get("coverage") or {}
+    runs = sorted(trajectory.runs.values(), key=lambda told: (told.run["depth"], told.run["at"]))
     return {
-        "question": top.get("question", ""),
+        "question": top.run["question"],
         "answer": _text(end.get("answer")),
         "ended": bool(end),
         "stop_reason": end.get("stop_reason", "did not end"),
         "warnings": list(end.get("warnings") or []),
-        "began": began,
-        "seconds": round(max((entry["at"] for entry in entries), default=began) - began, 3),
-        "models": list(top.get("models") or []),
-        "limits": dict(top.get("limits") or {}),
+        "seconds": round(max(_last_moment(told) for told in runs) - began, 3),
+        "models": list(top.run.get("models") or []),
         "context": {name: source.get(name) for name in ("name", "kind", "chars", "tokens", "items")},
         "usage": dict(end.get("usage") or {}),
-        "spent": _spent(entries),
+        "spent": _spent(runs),
         "citations": [_cited(citation, excerpt) for citation in citations],
         "coverage": {name: coverage.get(name) for name in ("scanned", "read")},
         "unread": [str(part) for part in coverage.get("unread") or ()],
         "strip": strip(coverage, citations),
-        "runs": _runs(entries, began),
+        "runs": [_run(told, trajectory, began) for told in runs if told.run["at"] >= began],
     }
 
 
-def _runs(entries: Sequence[Entry], began: float) -> list[dict[str, Any]]:
-    """Every RLM of the tree, the top one first, then in order of their beginning."""
-    begun = {entry["run"]: entry for entry in entries if entry["event"] == "run"}
-    ordered = sorted(begun.values(), key=lambda run: (run["depth"], run["at"]))
-    by_run: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        by_run[entry["run"]].append(entry)
-    return [_run(run, by_run[run["run"]], began) for run in ordered]
-
-
-def _run(run: Entry, entries: Sequence[Entry], began: float) -> dict[str, Any]:
-    end = _last(entries, "answer")
+def _run(told: RunTold, trajectory: Trajectory, began: float) -> dict[str, Any]:
+    run, end = told.run, told.answer
+    limits = [e["limit"] for e in trajectory.others if e["event"] == "limit" and e["run"] == run["run"]]
     return {
         "id": run["run"],
         "depth": run["depth"],
         "question": run["question"],
         "start": round(run["at"] - began, 3),
-        "end": round((end["at"] if end else entries[-1]["at"]) - began, 3),
-        "stop_reason": end.get("stop_reason", "did not end"),
-        "answer": _text(end.get("answer")),
-        "turns": [_turn(turn, began) for turn in _latest(entries, "turn", "id")],
-        "cells": _cells(entries, began),
-        "limits": [entry["limit"] for entry in _latest(entries, "limit", "limit")],
+        "end": round(_last_moment(told) - began, 3),
+        "stop_reason": end["stop_reason"] if end else "did not end",
+        "answer": _text(end["answer"] if end else None),
+        "turns": [_turn(turn, began) for turn in told.turns],
+        "cells": _cells(told, began),
+        "limits": list(dict.fromkeys(limits)),
     }
 
 
-def _turn(turn: Entry, began: float) -> dict[str, Any]:
+def _last_moment(told: RunTold) -> float:
+    entries = [told.run, *told.turns, *told.cells.values(), *told.outputs.values(), *told.replies.values()]
+    return max(entry["at"] for entry in [*entries, *([told.answer] if told.answer else [])])
+
+
+def _turn(turn: Turn, began: float) -> dict[str, Any]:
     return {
         "start": round(turn["at"] - turn["seconds"] - began, 3),
         "end": round(turn["at"] - began, 3),
@@ -96,63 +89,61 @@ def _turn(turn: Entry, began: float) -> dict[str, Any]:
     }
 
 
-def _cells(entries: Sequence[Entry], began: float) -> list[dict[str, Any]]:
-    begun = {entry["index"]: entry for entry in entries if entry["event"] == "cell"}
-    ended = {entry["index"]: entry for entry in entries if entry["event"] == "output"}
-    calls: dict[int, list[Entry]] = defaultdict(list)
-    for reply in _latest(entries, "reply", "id"):
+def _cells(told: RunTold, began: float) -> list[dict[str, Any]]:
+    """The cells of the question that the run works on; those of earlier ones are another page's."""
+    calls: dict[int, list[Answered]] = defaultdict(list)
+    for reply in told.replies.values():
         calls[reply["index"]].append(reply)
-    return [
-        _cell(begun.get(index), ended.get(index), calls[index], began) for index in sorted(begun.keys() | ended.keys())
-    ]
+    present = [index for index, cell in told.cells.items() if cell["at"] >= told.run["at"]]
+    return [_cell(told.cells[index], told.outputs.get(index), calls[index], began) for index in sorted(present)]
 
 
-def _cell(begun: Entry | None, ended: Entry | None, calls: Sequence[Entry], began: float) -> dict[str, Any]:
-    some: Entry = ended or begun or {}
-    told: Entry = ended or {}
-    start = begun["at"] if begun else some["at"]
+def _cell(cell: CellBegun, output: Output | None, calls: list[Answered], began: float) -> dict[str, Any]:
+    moments = [cell["at"], *(call["at"] for call in calls), *([output["at"]] if output else [])]
     return {
-        "index": some["index"],
-        "turn": some["turn"],
-        "phase": some["phase"],
-        "start": round(start - began, 3),
-        "end": round(max([some["at"], start, *(call["at"] for call in calls)]) - began, 3),
-        "code": _text(some.get("code") or (begun or {}).get("code")),
-        "ended": ended is not None,
-        "stdout": _text(told.get("stdout")),
-        "error": _text(told.get("error")) if told.get("error") else None,
-        "lost": bool(told.get("lost")),
+        "index": cell["index"],
+        "turn": cell["turn"],
+        "phase": cell["phase"],
+        "start": round(cell["at"] - began, 3),
+        "end": round(max(moments) - began, 3),
+        "code": _text(cell["code"]),
+        "ended": output is not None,
+        "stdout": _text(output["stdout"] if output else None),
+        "error": _text(output["error"]) if output and output["error"] else None,
         "calls": [_call(call, began) for call in sorted(calls, key=lambda call: call["asked"])],
     }
 
 
-def _call(call: Entry, began: float) -> dict[str, Any]:
+def _call(call: Answered, began: float) -> dict[str, Any]:
     return {
         "id": call["id"],
         "kind": call["kind"],
-        "model": call["model"],
         "status": call["status"],
         "message": call["message"],
         "start": round(call["asked"] - began, 3),
         "end": round(call["at"] - began, 3),
         "prompt": _text(call["prompt"]),
-        "reply": _text(call["reply"]) if call["reply"] else None,
+        "context": _text(call.get("context")),
+        "reply": _text(call["reply"]),
         **_tokens(call),
     }
 
 
-def _spent(entries: Sequence[Entry]) -> dict[str, list[list[Any]]]:
-    """Rows `[name, calls, input tokens, output tokens, cost]` by model, by depth and by phase."""
-    phases = {(e["run"], e["index"]): e["phase"] for e in entries if e["event"] in ("cell", "output")}
+def _paid(runs: Iterable[RunTold]) -> Iterator[tuple[Turn | Answered, str, int]]:
+    """What models were paid for: the entry, its phase, its depth."""
+    for told in runs:
+        yield from ((turn, "plan", told.run["depth"]) for turn in told.turns)
+        for reply in told.replies.values():
+            cell = told.cells.get(reply["index"])
+            if reply["model"] is not None:
+                yield reply, cell["phase"] if cell else "?", told.run["depth"] + 1
+
+
+def _spent(runs: Iterable[RunTold]) -> dict[str, list[list[Any]]]:
+    """Rows `[name, times asked, input tokens, output tokens, US dollars or None]` by model, by depth and by phase."""
     tables: dict[str, dict[str, list[Any]]] = {"model": {}, "depth": {}, "phase": {}}
-    paid = [(turn, "plan", turn["depth"]) for turn in _latest(entries, "turn", "id")]
-    paid += [
-        (reply, phases.get((reply["run"], reply["index"]), "?"), reply["depth"] + 1)
-        for reply in _latest(entries, "reply", "id")
-        if reply["model"]
-    ]
-    for entry, phase, depth in paid:
-        for table, name in (("model", entry["model"]), ("depth", str(depth)), ("phase", phase)):
+    for entry, phase, depth in _paid(runs):
+        for table, name in (("model", entry["model"] or ""), ("depth", str(depth)), ("phase", phase)):
             row = tables[table].setdefault(name, [name, 0, 0, 0, None])
             row[1] += 1
             row[2] += entry["input_tokens"]
@@ -217,23 +208,10 @@ def _cited(citation: Mapping[str, Any], excerpt: Excerpt) -> dict[str, Any]:
     return {**{name: citation[name] for name in names}, "before": before, "after": after}
 
 
-def _text(text: Mapping[str, Any] | None) -> dict[str, Any]:
+def _text(text: Text | None) -> dict[str, Any]:
     """`{"text": …, "chars": …}`; `chars` counts the whole, of which the page may hold the beginning only."""
-    if not text:
-        return {"text": "", "chars": 0}
-    known = text.get("text", text.get("head", ""))
-    return {"text": known[:LONGEST], "chars": text["chars"]}
+    return {"text": shown(text)[:LONGEST], "chars": text["chars"]} if text else {"text": "", "chars": 0}
 
 
-def _tokens(entry: Entry) -> dict[str, Any]:
+def _tokens(entry: Turn | Answered) -> dict[str, Any]:
     return {"input": entry["input_tokens"], "output": entry["output_tokens"], "cost": entry["cost"]}
-
-
-def _latest(entries: Iterable[Entry], event: str, key: str) -> list[Entry]:
-    """Entries of one kind; of those with one key the latest, in the place of the first."""
-    return list({entry[key]: entry for entry in entries if entry["event"] == event}.values())
-
-
-def _last(entries: Iterable[Entry], event: str, run: str | None = None) -> Entry:
-    found = [e for e in entries if e["event"] == event and (run is None or e["run"] == run)]
-    return found[-1] if found else {}

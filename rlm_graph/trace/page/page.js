@@ -128,9 +128,10 @@ function declare() {
       const ok = call.status === "answered";
       make("span", call.kind, s, "tag " + (ok ? (child ? "nested" : "call") : "bad"));
       put(s, `${line(call.prompt.text, 90)} — ${ok ? "" : call.status + ", "}${seconds(call.end - call.start)}, ${spent(call)}`);
-    }, { kids, words: [call.prompt.text, call.reply ? call.reply.text : "", call.message], own: (body, needle) => {
+    }, { kids, words: [call.prompt.text, call.context.text, call.reply.text, call.message], own: (body, needle) => {
       if (call.message) make("p", call.message, body, "bad");
       block(body, "prompt", call.prompt, needle);
+      block(body, "asked of", call.context, needle);
       block(body, "reply", call.reply, needle);
     } });
     return path;

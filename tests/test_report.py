@@ -1,0 +1,290 @@
+"""The page of a run: opened from the disk in a real browser, and what it is made of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.stores import InMemoryByteStore
+
+from conftest import Scene
+from model_server import Answer, ModelServer, Request, by_model, scripted
+from rlm_graph import read_trace, tracing
+from rlm_graph.trace.notebook import result_html
+from rlm_graph.trace.report import page, surroundings, write_report
+from rlm_graph.trace.trajectory import Trajectory, told
+from rlm_graph.trace.view import BINS, strip, view
+
+SCRIPT = "<script>window.planted = true</script>"
+ESCAPE = "\x1b]0;planted\x07\x1b[31m"
+TURNED = "\u202egnihton\u202c"
+TEXT = f"The word is kiwi. {SCRIPT}{ESCAPE}{TURNED}\n" + "nothing here\n" * 400
+ROOT = scripted(
+    "```repl probe\nprint(context[:80])\n```",
+    "```repl chunk\nfound = llm_query_batched([f'passage {i}: ' + context[:60] for i in range(120)])\n"
+    "deep = rlm_query('look deeper', context='part')\nllm_query('fail')\n```",
+    f"```repl compose\nanswer['content'] = 'kiwi ' + {SCRIPT!r} + deep\nanswer['ready'] = True\n```",
+)
+
+
+def sub(request: Request) -> str | Answer:
+    if len(request.messages) > 1:
+        return f"```repl compose\nanswer['content'] = 'deep {SCRIPT}'\nanswer['ready'] = True\n```"
+    return Answer("no", status=400) if request.prompt == "fail" else f"read: {request.prompt[:12]}{SCRIPT}{TURNED}"
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run with everything that a page must show, recorded as it ran."""
+    folder = tmp_path_factory.mktemp("report")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RLM_GRAPH_HOME", str(folder / "home"))
+    with ModelServer(by_model({"root": ROOT, "sub": sub})) as server:
+        with tracing(folder / "run.jsonl", texts=True):
+            Scene(server).rlm().invoke({"question": f"Which word is it? {SCRIPT}", "context": TEXT})
+        yield folder / "run.jsonl"
+    patch.undo()
+
+
+def cited(run: Trajectory) -> None:
+    """Adds a citation and a coverage, as a run with checked quotes has them."""
+    assert run.asked.answer is not None
+    quote = "The word is kiwi."
+    run.asked.answer["citations"] = [{"source": "text", "start": 0, "end": len(quote), "quote": quote}]
+    part = {"source": "text", "chars": len(TEXT), "scanned": [[0, len(TEXT)]], "read": [[0, 60]]}
+    run.asked.answer["coverage"] = {"scanned": 1.0, "read": 60 / len(TEXT), "sources": [part]}
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    quiet = ("disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
+    for argument in ("headless=new", "window-size=1200,1600", *quiet, *(["no-sandbox"] if os.geteuid() == 0 else [])):
+        options.add_argument(f"--{argument}")
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def opened(chrome: Any, trajectory: Path, tmp_path: Path) -> Any:
+    """The page of the run, open in the browser."""
+    return show(chrome, read_trace(trajectory), tmp_path)
+
+
+def show(chrome: Any, run: Trajectory, folder: Path) -> Any:
+    file = folder / "run.html"
+    file.write_text(page(run, surroundings(run, InMemoryByteStore())), "utf-8")
+    chrome.get(file.as_uri())
+    return chrome
+
+
+def js(browser: Any, code: str) -> Any:
+    return browser.execute_script(f"return {code}")
+
+
+def press(browser: Any, *keys: str) -> None:
+    for key in keys:
+        browser.switch_to.active_element.send_keys(key)
+
+
+def test_it_opens_without_an_error_and_loads_nothing(opened: Any) -> None:
+    assert opened.get_log("browser") == []
+    assert js(opened, "performance.getEntriesByType('resource').length") == 0
+    assert "kiwi" in js(opened, "document.getElementById('answer').textContent")
+
+
+def test_the_tree_unfolds_and_folds_by_keyboard(opened: Any) -> None:
+    js(opened, "document.querySelector('#tree details details > summary').focus()")
+    press(opened, "\ue007")
+    assert "```repl probe" in js(opened, "document.querySelector('#tree details details[open] pre').textContent")
+    press(opened, "\ue007")
+    assert js(opened, "document.querySelectorAll('#tree details details[open]').length") == 0
+
+
+def test_a_nested_run_stands_below_the_call_that_made_it(opened: Any) -> None:
+    js(opened, "reveal([...nodes.keys()].find((path) => path.endsWith('/r')))")
+    assert "look deeper" in js(opened, "document.querySelector('.here').textContent")
+    assert "rlm" in js(opened, "document.querySelector('.here').parentElement.querySelector('summary').textContent")
+
+
+def test_search_finds_a_call_among_many_and_opens_it(opened: Any) -> None:
+    press(opened, "/", *"passage 117:", "\ue007")
+    assert js(opened, "document.getElementById('found').textContent") == "1 of 1"
+    assert js(opened, "document.querySelector('.here mark').textContent") == "passage 117:"
+
+
+def test_a_failed_call_is_marked_and_says_why(opened: Any) -> None:
+    press(opened, "/", *"failed: ", "\ue007")
+    assert js(opened, "document.querySelector('.here .tag.bad') !== null")
+    assert "SubCallError" in js(opened, "document.querySelector('.here > summary').textContent")
+
+
+def test_a_citation_opens_at_its_place_in_the_source(chrome: Any, trajectory: Path, tmp_path: Path) -> None:
+    run = read_trace(trajectory)
+    cited(run)
+    file = tmp_path / "run.html"
+    file.write_text(page(run, lambda citation: ("before ", " after")), "utf-8")
+    chrome.get(file.as_uri())
+    js(chrome, "document.querySelector('#citations summary').focus()")
+    press(chrome, "\ue007")
+    assert js(chrome, "document.querySelector('#citations pre').innerText") == "before The word is kiwi. after"
+    assert js(chrome, "document.querySelector('#citations mark').textContent") == "The word is kiwi."
+
+
+def test_what_was_planted_is_text(opened: Any) -> None:
+    js(opened, "nodes.forEach((node) => reveal(node.path))")
+    assert js(opened, "window.planted === undefined")
+    assert js(opened, "document.querySelectorAll('main script, #question script').length") == 0
+    shown = js(opened, "document.body.textContent")
+    assert SCRIPT in shown and "U+001B" in shown and "U+202E" in shown
+    assert not {"\x1b", "\x07", "\u202e"} & set(js(opened, "document.querySelector('main').textContent"))
+    assert opened.get_log("browser") == []
+
+
+def test_dark_mode_has_dark_ground_and_light_ink(opened: Any) -> None:
+    def colours(scheme: str) -> list[int]:
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        style = "getComputedStyle(document.body)"
+        return [int(js(opened, f"{style}.{name}.match(/\\d+/)[0]")) for name in ("backgroundColor", "color")]
+
+    light, dark = colours("light"), colours("dark")
+    assert light[0] > 200 > 100 > light[1]
+    assert dark[0] < 100 < 200 < dark[1]
+
+
+def test_it_prints_without_its_controls(opened: Any) -> None:
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert js(opened, "getComputedStyle(document.getElementById('search')).display") == "none"
+    finally:
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_ten_thousand_calls_are_built_only_where_they_are_looked_at(chrome: Any, tmp_path: Path) -> None:
+    show(chrome, many(10_000), tmp_path)
+    assert js(chrome, "document.querySelectorAll('#tree details').length") < 50
+    press(chrome, "/", *"item 7777", "\ue007")
+    assert "item 7777" in js(chrome, "document.querySelector('.here').textContent")
+    assert js(chrome, "document.querySelectorAll('#tree details').length") < 500
+    assert chrome.get_log("browser") == []
+
+
+# What it is made of
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"chars": len(said), "hash": "0", "text": said}
+
+
+def many(calls: int) -> Trajectory:
+    """A run that has not ended, with so many calls in its only cell."""
+    about: dict[str, Any] = {"run": "r", "depth": 0}
+    entries: list[Any] = [
+        {**about, "at": 0.0, "event": "run", "tree": "r.0", "number": 0, "question": "q", "sources": []},
+        {**about, "at": 0.5, "event": "cell", "index": 0, "turn": 0, "phase": "chunk", "code": text("found = …")},
+    ]
+    paid = {"input_tokens": 10, "output_tokens": 2, "cost": 0.5}
+    asked = {"event": "reply", "index": 0, "kind": "llm", "model": "m", "status": "answered", "message": "", **paid}
+    for n in range(calls):
+        said = {"id": str(n), "prompt": text(f"item {n}"), "reply": text(f"read {n}")}
+        entries.append({**about, **asked, **said, "at": 1.0 + n * 0.01, "asked": 1.0 + n * 0.009})
+    return told({"event": "trace", "version": 1, "by": "a test", "texts": True}, entries, "a test")
+
+
+def nothing(citation: object) -> tuple[str, str]:
+    return "", ""
+
+
+def test_the_tables_add_up_to_the_run_s_usage(trajectory: Path) -> None:
+    run = read_trace(trajectory)
+    assert run.asked.answer is not None
+    usage = run.asked.answer["usage"]
+    for rows in view(run, nothing)["spent"].values():
+        assert sum(row[2] for row in rows) == usage["input_tokens"]
+        assert sum(row[3] for row in rows) == usage["output_tokens"]
+
+
+def test_a_price_that_is_not_known_is_not_zero(trajectory: Path) -> None:
+    spent = view(many(3), nothing)["spent"]
+    assert spent["model"] == [["m", 3, 30, 6, 1.5]]
+    run = many(3)
+    for reply in run.asked.replies.values():
+        reply["cost"] = None
+    assert view(run, nothing)["spent"]["model"] == [["m", 3, 30, 6, None]]
+
+
+def test_a_run_that_was_killed_has_a_page(chrome: Any, trajectory: Path, tmp_path: Path) -> None:
+    lines = trajectory.read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:40])
+    write_report(cut, tmp_path / "cut.html")
+    chrome.get((tmp_path / "cut.html").as_uri())
+    assert "did not end" in js(chrome, "document.getElementById('facts').textContent")
+    assert chrome.get_log("browser") == []
+
+
+def test_the_strip_shows_what_was_scanned_read_and_cited() -> None:
+    coverage = {
+        "sources": [
+            {"source": "a", "chars": 600, "scanned": [[0, 600]], "read": [[0, 300], [200, 300]]},
+            {"source": "b", "chars": 400, "scanned": [], "read": [[399, 400]]},
+        ]
+    }
+    shown = strip(coverage, [{"source": "b", "start": 0, "end": 40, "quote": "…"}])
+    assert shown["sources"] == [["a", 600], ["b", 400]]
+    assert [sum(shown[row]) * 1000 / BINS for row in ("scanned", "read", "cited")] == [600, 301, 40]
+    assert shown["read"][299:301] == [1.0, 0.0] and shown["read"][-1] == 1.0
+
+
+def test_surroundings_are_the_source_s_own(tmp_path: Path) -> None:
+    from rlm_graph import hold
+
+    store = InMemoryByteStore()
+    run = many(0)
+    run.asked.run["sources"] = [dict(hold("x" * 500 + "kiwi" + "y" * 500, store=store))]
+    excerpt = surroundings(run, store)
+    assert excerpt({"source": "text", "start": 500, "end": 504, "quote": "kiwi"}) == ("x" * 400, "y" * 400)
+    assert excerpt({"source": "text", "start": 0, "end": 4, "quote": "kiwi"}) == ("", "")
+    assert excerpt({"source": "gone", "start": 0, "end": 4, "quote": "kiwi"}) == ("", "")
+
+
+# In a notebook
+
+
+def test_a_notebook_shows_a_result_and_leaves_other_dicts_alone() -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    import rlm_graph
+
+    class Shell:
+        display_formatter = DisplayFormatter()
+
+    rlm_graph.load_ipython_extension(Shell())
+    usage = {"turns": 3, "calls": 2, "input_tokens": 10, "output_tokens": 5, "cost": None, "seconds": 1.25}
+    result = {"answer": f"kiwi {SCRIPT}{TURNED}", "stop_reason": "answered", "usage": usage, "warnings": ["w<b>"]}
+    shown = Shell.display_formatter.format(result)[0]["text/html"]
+    assert "kiwi &lt;script&gt;" in shown and "[U+202E]" in shown and "w&lt;b&gt;" in shown
+    assert "<script" not in shown
+    assert "cost not known" in shown and "15 tokens" in shown
+    assert "text/html" not in Shell.display_formatter.format({"answer": 1})[0]
+
+
+def test_a_notebook_counts_the_citations_that_it_leaves_out() -> None:
+    citation = {"source": "a", "start": 0, "end": 4, "quote": "kiwi"}
+    result = {"answer": "a", "stop_reason": "answered", "usage": {}, "citations": [citation] * 25}
+    assert "and 5 more" in str(result_html(result))
