@@ -27,6 +27,7 @@ _START_PROCESSES = {
     "test_faults",
     "test_trace",
     "test_live",
+    "test_report",
 }
 
 
