@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.stores import BaseStore
 
 from rlm_graph.context import binding
 from rlm_graph.errors import ContextError
+from rlm_graph.kernel.carry import carried
 from rlm_graph.kernel.inside.load import load
 from rlm_graph.kernel.inside.pieces import items
+from rlm_graph.state import Source
 from rlm_graph.store import default_store
 from rlm_graph.trace.trajectory import Trajectory, read_trace
 from rlm_graph.trace.view import Excerpt, view
@@ -62,7 +64,8 @@ def surroundings(trajectory: Trajectory, store: BaseStore[str, bytes]) -> Excerp
     @cache
     def sources() -> dict[str, str]:
         try:
-            value = load(binding(trajectory.asked.run["sources"][-1], store))  # type: ignore[arg-type]
+            descriptor, bound = carried(binding(cast(Source, trajectory.asked.run["sources"][-1]), store))
+            value = load(bound, descriptor)
         except (ContextError, OSError, ValueError):
             return {}
         return {str(source): text for source, text in items(value)}
