@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rlm_graph.approval import Approval
 from rlm_graph.context import hold
 from rlm_graph.graph import build_rlm, create_rlm
 from rlm_graph.ledger import Limits
@@ -20,6 +21,7 @@ _ON_DEMAND = {
 """Names that are imported when they are first used: who needs only the graph waits for nothing else."""
 
 __all__ = [
+    "Approval",
     "Limits",
     "RLMMiddleware",
     "build_rlm",

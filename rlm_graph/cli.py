@@ -98,6 +98,9 @@ def _app() -> "typer.Typer":
         max_calls: Annotated[int | None, typer.Option(min=0, help="Sub-calls in all.")] = None,
         max_depth: Annotated[int | None, typer.Option(min=0, help="0: none; 1: plain; 2: nested.")] = None,
         max_turns: Annotated[int | None, typer.Option(min=1, help="Turns of the root.")] = None,
+        max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of all models, in and out.")] = None,
+        max_cost: Annotated[float | None, typer.Option(min=0.000001, help="US dollars in all.")] = None,
+        max_seconds: Annotated[float | None, typer.Option(min=0.001, help="Seconds in all.")] = None,
         exclude: Annotated[
             list[str] | None,
             typer.Option(metavar="GLOB", help="Leave these out of a directory; may be repeated."),
@@ -114,8 +117,14 @@ def _app() -> "typer.Typer":
 
         Exit codes: 0 answered; 1 error; 2 wrong usage; 3 ended by a limit, with the best answer so far; 130 Ctrl-C.
         """
-        given = {"max_calls": max_calls, "max_depth": max_depth, "max_turns": max_turns}
-        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        limits = _limits(
+            max_calls=max_calls,
+            max_depth=max_depth,
+            max_turns=max_turns,
+            max_tokens=max_tokens,
+            max_cost=max_cost,
+            max_seconds=max_seconds,
+        )
         wrong = _wrong_usage(paths or [], exclude or [], base_url, (model, sub_model))
         if wrong:
             raise typer.BadParameter(wrong)
@@ -126,6 +135,10 @@ def _app() -> "typer.Typer":
         sys.exit(_guarded(lambda: answer(request)))
 
     return app
+
+
+def _limits(**given: Any) -> Limits:
+    return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _wrong_usage(
@@ -274,9 +287,10 @@ def _summary(out: dict[str, Any], note: str | None) -> str:
     usage, reason = out["usage"], out["stop_reason"]
     tokens = usage["input_tokens"] + usage["output_tokens"]
     bad = "".join(f", {usage[what]:,} {what}" for what in ("failed", "refused") if usage[what])
+    cost = f"${usage['cost']:.4f}, " if usage["cost"] else ""
     line = (
         f"{_count(usage['turns'], 'turn')}, {_count(usage['calls'], 'call')}{bad}, {_count(tokens, 'token')}, "
-        f"{usage['seconds']:.1f} s; stop reason: {reason}"
+        f"{cost}{usage['seconds']:.1f} s; stop reason: {reason}"
     )
     if reason not in ("answered", "direct"):
         line += ": this is the best answer so far, and may be incomplete"

@@ -25,6 +25,10 @@ class UnusableTool(RLMError):
     """A tool cannot be a function in the kernel: by its name, or by what it wants from an agent."""
 
 
+class PriceError(RLMError):
+    """A cost was to be bounded, and the price of a model is not known."""
+
+
 class KernelError(RLMError):
     """The kernel did not start, died, or no longer speaks.
 

@@ -34,6 +34,8 @@ def ending(state: State, limits: Limits) -> StopReason | None:
         return "max_steps"
     if state.get("running") or state.get("queue"):
         return None
+    if over := state.get("over"):
+        return over
     if state["errors"] >= limits.max_errors:
         return state.get("limit") or "errors"
     if len(state.get("turns") or []) - state["start"]["turn"] >= limits.max_turns:

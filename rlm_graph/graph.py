@@ -15,6 +15,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Checkpointer
 
 from rlm_graph import flow
+from rlm_graph.approval import Approval, above
 from rlm_graph.checks import Verify
 from rlm_graph.kernel.isolation import Isolation, check
 from rlm_graph.ledger import Limits
@@ -27,7 +28,8 @@ from rlm_graph.nodes.plan import plan
 from rlm_graph.nodes.probe import probe
 from rlm_graph.nodes.sub_call import sub_call
 from rlm_graph.nodes.verify import verify as verify_node
-from rlm_graph.settings import Model, Settings, models_by_depth
+from rlm_graph.prices import Prices
+from rlm_graph.settings import Model, Settings, costs_of, models_by_depth
 from rlm_graph.state import Input, NestedInput, Output, State
 from rlm_graph.store import default_store
 from rlm_graph.tools import user_tools
@@ -47,7 +49,8 @@ def create_rlm(
     direct_below: int = 16_000,
     checkpointer: Checkpointer = None,
     cache: BaseCache[Any] | None = None,
-    approve_above: int | None = None,
+    prices: Prices | None = None,
+    approve_above: int | Approval | None = None,
     isolation: Isolation = "auto",
     verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
@@ -73,8 +76,11 @@ def create_rlm(
         checkpointer: Where LangGraph keeps the thread.
         cache: A LangGraph cache in which sub-models' replies are looked up by content (model, settings, prompt), across
             runs. Equal prompts of one cell still get a sample each. None: nothing is looked up.
-        approve_above: Calls of a question that may be made before a human is asked, and between two such askings: the
-            run is interrupted with what it is about to do. It needs a checkpointer. None: nobody is asked.
+        prices: US dollars for a million input and a million output tokens, `{"model name": (0.25, 2.0)}`, of models
+            whose price the table of `genai-prices` does not have, or has wrong.
+        approve_above: Calls of a question that may be made before a human is asked, and between two such askings, or
+            an `Approval(calls=…, cost=…)` that bounds their estimated cost in US dollars: the run is interrupted with
+            what it is about to do. It needs a checkpointer. None: nobody is asked.
         isolation: What keeps the model's code from the rest of the machine. "bubblewrap": namespaces of its own, no
             network, no file of yours. "auto": the best that works here, and an error where nothing does. "process":
             nothing but an empty environment and bounded resources.
@@ -97,6 +103,7 @@ def create_rlm(
         ModelError: A model's name is not known, or its package is not installed.
         UnusableTool: A tool's name cannot be a function's in the kernel, or it wants what only an agent can give it.
         ValueError: `isolation` is none of these.
+        PriceError: A cost is to be bounded, and the price of a model is not known.
 
     Example:
         >>> from rlm_graph.offline import OfflineReader, OfflineRoot
@@ -113,6 +120,7 @@ def create_rlm(
         limits=limits,
         direct_below=direct_below,
         cache=cache,
+        prices=prices,
         approve_above=approve_above,
         isolation=isolation,
         verify=verify,
@@ -133,7 +141,8 @@ def build_rlm(
     limits: Limits | None = None,
     direct_below: int = 16_000,
     cache: BaseCache[Any] | None = None,
-    approve_above: int | None = None,
+    prices: Prices | None = None,
+    approve_above: int | Approval | None = None,
     isolation: Isolation = "auto",
     verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
@@ -151,6 +160,7 @@ def build_rlm(
         limits: …
         direct_below: …
         cache: …
+        prices: …
         approve_above: …
         isolation: …
         verify: …
@@ -174,14 +184,17 @@ def build_rlm(
     check(isolation)
     if verify not in get_args(Verify):
         raise ValueError(f"verify={verify!r}: one of {', '.join(get_args(Verify))}")
+    of_each = models_by_depth(model, sub_model)
+    asked_above = above(approve_above)
     settings = Settings(
-        models=models_by_depth(model, sub_model),
+        models=of_each,
         limits=limits,
         system_prompt=system_prompt,
         direct_below=direct_below,
         store=content_store if content_store is not None else default_store(),
         cache=cache,
-        approve_above=approve_above,
+        approve_above=asked_above,
+        costs=costs_of(of_each, prices, limits, asked_above),
         isolation=isolation,
         verify=verify,
         contexts=dict(contexts or {}),

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import Any, Literal
+
+from rlm_graph.usage import Spent as Spent
+from rlm_graph.usage import grouped, total_cost
+
+Limit = Literal["max_calls", "max_tokens", "max_cost", "max_seconds"]
+"""A limit of the whole tree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a run may do. All counts are for one question.
+    """How much a run may do. All are for one question; None: not limited.
 
     Attributes:
         max_depth: 0: no sub-calls; 1: plain calls; 2: RLMs one level deeper, whose calls are plain; and so on (as in
@@ -18,6 +26,10 @@ class Limits:
         max_breadth: Calls that one `dispatch` lets go. More than that go in several waves.
         max_calls: Calls in the whole tree: plain ones, nested RLMs and the user's tools. The root's own turns are not
             among them.
+        max_tokens: Tokens of all model calls in the whole tree, root turns included, input and output together.
+        max_cost: The same in US dollars. It needs the price of every model.
+        max_seconds: Wall-clock of the question, in seconds; waiting for a human does not count. Model calls in flight
+            are cut off when it ends.
         max_concurrency: Model calls in flight at once in the whole tree, roots included.
         max_turns: Root turns of each RLM in the tree.
         max_errors: Turns in a row without a cell, or with a failed one, that end an RLM.
@@ -42,6 +54,9 @@ class Limits:
     max_depth: int = 2
     max_breadth: int = 1000
     max_calls: int = 1000
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    max_seconds: float | None = None
     max_concurrency: int = 64
     max_turns: int = 30
     max_errors: int = 3
@@ -54,21 +69,53 @@ class Limits:
         zero_is_fine = {"max_depth", "max_calls", "max_retries"}
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"Limits({field.name}={value!r}): it must be a number")
+            if field.name in {"max_cost", "max_seconds"}:
+                if not value > 0:
+                    raise ValueError(f"Limits({field.name}={value}): it must be above 0")
+                continue
             least = 0 if field.name in zero_is_fine else 1
             if value < least:
                 raise ValueError(f"Limits({field.name}={value}): it must be at least {least}")
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What one model call came to."""
+class Amount:
+    """Tokens, input and output together, and US dollars."""
 
-    model: str
-    depth: int
-    input_tokens: int
-    output_tokens: int
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.tokens + other.tokens, self.cost + other.cost)
+
+
+NOTHING = Amount()
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is left of the tree's limits; None: not limited."""
+
+    calls: int
+    tokens: int | None = None
+    cost: float | None = None
+    seconds: float | None = None
+
+    def lacking(self, calls: int, need: Amount) -> Limit | None:
+        """The limit that so many more calls, which need so much, would not fit."""
+        if self.seconds is not None and self.seconds <= 0:
+            return "max_seconds"
+        if calls > self.calls:
+            return "max_calls"
+        if self.tokens is not None and need.tokens > self.tokens:
+            return "max_tokens"
+        if self.cost is not None and need.cost > self.cost:
+            return "max_cost"
+        return None
 
 
 class Ledger:
@@ -76,6 +123,10 @@ class Ledger:
 
     Everything goes by call id, so that doing it twice is harmless: a resumed run reserves and settles again what it
     finds on record, and the counts stay what they were.
+
+    Room among `max_calls` is reserved for all calls of a batch together, before any of it starts. Room among
+    `max_tokens` and `max_cost` is held for the calls in flight: by each, when it starts, for as much as it can come to
+    at most, until it is settled with what it came to.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -83,53 +134,93 @@ class Ledger:
         self._lock = threading.Lock()
         self._reserved: set[str] = set()
         self._settled: set[str] = set()
-        self._spent: dict[str, Spent] = {}
         self._failed: set[str] = set()
         self._refused: set[str] = set()
-        self._short = False
-        """Whether calls were refused and none has been let go since: what was wanted was not got another way."""
         self._turns: set[str] = set()
+        self._spent: dict[str, Spent] = {}
+        self._total = NOTHING
+        self._held: dict[str, Amount] = {}
+        self._queue: dict[str, Amount] = {}
+        """What calls wait for that came too early, in the order in which they came: none overtakes another."""
+        self._lent: dict[str, int] = {}
+        """Calls that remote runs may make, by the call that they answer."""
+        self._remote: dict[str, Mapping[str, Any]] = {}
+        self._kept = NOTHING
+        """What calls leave to the top's next turn, so that it can compose when they have used up the rest."""
+        self._short: Limit | None = None
+        """The limit that refused calls, when none has been let go since: what was wanted was not got another way."""
+        self._over: Limit | None = None
+        """The limit that calls ran into in the middle of a wave."""
+        self._seconds = 0.0
+        self._since: float | None = None
 
-    def reserve(self, ids: Sequence[str], most: int | None = None) -> Literal["reserved", "over", "unasked"]:
+    def reserve(
+        self, ids: Sequence[str], most: int | None = None, need: Amount = NOTHING
+    ) -> Literal["reserved", "unasked"] | Limit:
         """Takes room for these calls, for all of them or for none.
 
         Args:
             ids: Call ids; those that have room already count once.
             most: Calls that a human has approved, where one is to be asked.
+            need: What they come to at least: their prompts.
 
         Returns:
-            `over` where they exceed `max_calls`, `unasked` where they exceed `most`.
+            The limit that they exceed, where they do; `unasked` where they exceed `most`.
         """
         with self._lock:
             new = set(ids) - self._reserved
-            reserved = len(self._reserved) + len(new)
-            if reserved > self._limits.max_calls:
+            lacking = self._left(held=False).lacking(len(new), need) if new else None
+            if lacking:
                 self._refused.update(new)
-                self._short = True
-                return "over"
-            if most is not None and reserved > most:
+                self._short = lacking
+                return lacking
+            if most is not None and self._calls() + len(new) > most:
                 return "unasked"
-            self._short = self._short and not new
+            self._short = None if new else self._short
             self._reserved |= new
             return "reserved"
 
-    def note_reserved(self, ids: Iterable[str]) -> None:
-        """Notes calls that an earlier process had reserved room for before it ended."""
-        with self._lock:
-            self._reserved.update(ids)
+    def hold(self, id: str, most: Amount, keep: Amount | None = None) -> Literal["held", "later"] | Limit:
+        """Holds room for what a call that is about to start can come to at most.
 
-    def note_refused(self, ids: Iterable[str]) -> None:
-        """Notes calls that were refused, by a human or before this process."""
+        Args:
+            id: Its id, or a root turn's.
+            most: What it can come to.
+            keep: For a turn of the root at the top of the tree: what the turn after it can come to, for which calls
+                leave room.
+
+        Returns:
+            `later` where it fits only if calls in flight come to less than they may; the limit in its way where it
+            does not fit at all.
+        """
         with self._lock:
-            self._refused.update(ids)
+            if keep is not None:
+                self._kept = NOTHING
+            lacking = self._left(held=False).lacking(0, most)
+            if lacking:
+                self._over = lacking
+                self._queue.pop(id, None)
+                return lacking
+            if self._left().lacking(0, self._before(id) + most):
+                self._queue[id] = most
+                return "later"
+            self._queue.pop(id, None)
+            self._kept = keep or self._kept
+            self._held[id] = self._held.get(id, NOTHING) + most
+            return "held"
+
+    def release(self, id: str) -> None:
+        """Gives back what a call held that came to nothing."""
+        with self._lock:
+            self._held.pop(id, None)
+            self._queue.pop(id, None)
 
     def settle(self, id: str, spent: Spent | None, *, failed: bool = False) -> None:
         """Notes what a reserved call came to."""
         with self._lock:
             self._reserved.add(id)
             self._settled.add(id)
-            if spent is not None:
-                self._spent[id] = spent
+            self._spend(id, spent)
             if failed:
                 self._failed.add(id)
 
@@ -137,22 +228,109 @@ class Ledger:
         """Notes a root turn, which counts tokens but is no call."""
         with self._lock:
             self._turns.add(id)
-            self._spent[id] = spent
+            self._spend(id, spent)
+            if spent.depth == 0 and self._kept == NOTHING:
+                self._kept = _amount(spent)
+
+    def refuse(self, ids: Iterable[str], limit: Limit | None = None) -> None:
+        """Notes calls that were refused before they started."""
+        with self._lock:
+            self._refused.update(ids)
+            self._reserved -= self._refused
+            self._over = self._over or (limit if limit != "max_calls" else None)
+
+    def note_reserved(self, ids: Iterable[str]) -> None:
+        """Notes calls that an earlier process had reserved room for before it ended."""
+        with self._lock:
+            self._reserved.update(set(ids) - self._refused)
+
+    def ran_into(self, limit: Limit) -> None:
+        """Notes that calls were refused by this limit, or cut off, in the middle of a wave."""
+        with self._lock:
+            self._over = self._over or limit
+
+    def lend(self, id: str, parts: int = 1) -> dict[str, float]:
+        """Holds a share of what is left for a run that keeps a ledger of its own, elsewhere, to answer a call.
+
+        Args:
+            id: The call's id. The share is given back when it is settled (`settle_remote`) or released.
+            parts: How many such runs are to share what is left, this one included.
+
+        Returns:
+            The share as limits: those of `max_calls`, `max_tokens`, `max_cost` and `max_seconds` that are limited.
+            Seconds are not divided. An empty share (0 of something) is no room to start with.
+        """
+        with self._lock:
+            left = self._left()
+            share: dict[str, float] = {"max_calls": max(0, left.calls) // parts}
+            if left.tokens is not None:
+                share["max_tokens"] = max(0, left.tokens) // parts
+            if left.cost is not None:
+                share["max_cost"] = max(0.0, left.cost) / parts
+            if left.seconds is not None:
+                share["max_seconds"] = max(0.0, left.seconds)
+            self._lent[id] = int(share["max_calls"])
+            self._held[id] = Amount(int(share.get("max_tokens", 0)), share.get("max_cost", 0.0))
+            return share
+
+    def settle_remote(self, id: str, usage: Mapping[str, Any], depth: int = 1, *, failed: bool = False) -> None:
+        """Notes the `usage` of a run elsewhere, at this depth, that had a share; gives back the rest of it."""
+        with self._lock:
+            self._reserved.add(id)
+            self._settled.add(id)
+            self._held.pop(id, None)
+            self._lent.pop(id, None)
+            if id not in self._remote:
+                deeper = {str(int(name) + depth): group for name, group in usage["by_depth"].items()}
+                self._remote[id] = {**usage, "by_depth": deeper}
+                self._total += Amount(usage["input_tokens"] + usage["output_tokens"], usage.get("cost") or 0.0)
+            if failed:
+                self._failed.add(id)
 
     def with_these(self, ids: Iterable[str]) -> int:
         """How many calls would be reserved with these among them."""
         with self._lock:
-            return len(self._reserved.union(ids))
+            return self._calls() + len(set(ids) - self._reserved)
+
+    def left(self, *, held: bool = True) -> Left:
+        """What is left for calls, the top's next turn set aside.
+
+        Args:
+            held: Whether what those in flight may still come to counts as gone.
+        """
+        with self._lock:
+            return self._left(held=held)
 
     def calls_left(self) -> int:
         """Calls that still fit."""
-        with self._lock:
-            return self._limits.max_calls - len(self._reserved)
+        return self.left().calls
 
-    def limit_reached(self) -> Literal["max_calls"] | None:
+    def limit_reached(self) -> Limit | None:
         """The limit that has cost this tree calls, unless it then made do with fewer."""
         with self._lock:
-            return "max_calls" if self._short else None
+            return self._over or self._short
+
+    def cost_so_far(self) -> float:
+        """What the tree has come to, in US dollars, as far as prices are known."""
+        with self._lock:
+            return self._total.cost
+
+    def go_on(self, seconds: float = 0.0) -> None:
+        """Starts the clock, where it stands; `seconds` have passed already."""
+        with self._lock:
+            self._seconds = max(self._seconds, seconds)
+            if self._since is None:
+                self._since = time.monotonic()
+
+    def pause(self) -> None:
+        """Stops the clock: a human is asked."""
+        with self._lock:
+            self._seconds, self._since = self._elapsed(), None
+
+    def seconds(self) -> float:
+        """Wall-clock of the question so far."""
+        with self._lock:
+            return self._elapsed()
 
     def progress(self) -> dict[str, int]:
         """Calls asked, done and failed so far in the whole tree."""
@@ -160,27 +338,56 @@ class Ledger:
             return {"asked": len(self._reserved), "done": len(self._settled), "failed": len(self._failed)}
 
     def usage(self) -> dict[str, Any]:
-        """The tree's totals, `seconds` aside."""
+        """The tree's totals."""
         with self._lock:
-            spent = list(self._spent.values())
-            return {
+            spent, remote = list(self._spent.values()), list(self._remote.values())
+            totals = {
                 "turns": len(self._turns),
                 "calls": len(self._reserved),
                 "failed": len(self._failed),
                 "refused": len(self._refused),
                 "input_tokens": sum(s.input_tokens for s in spent),
                 "output_tokens": sum(s.output_tokens for s in spent),
-                "cost": None,
-                "by_model": _grouped((s.model, s) for s in spent),
-                "by_depth": _grouped((str(s.depth), s) for s in spent),
+            }
+            for name in totals:
+                totals[name] += sum(usage[name] for usage in remote)
+            return {
+                **totals,
+                "cost": total_cost([s.cost for s in spent] + [usage.get("cost") for usage in remote]),
+                "seconds": round(self._elapsed(), 3),
+                "by_model": grouped([(s.model, s) for s in spent], [u["by_model"] for u in remote]),
+                "by_depth": grouped([(str(s.depth), s) for s in spent], [u["by_depth"] for u in remote]),
             }
 
+    def _calls(self) -> int:
+        remote = sum(int(usage["calls"]) for usage in self._remote.values())
+        return len(self._reserved) + remote + sum(self._lent.values())
 
-def _grouped(spent: Iterable[tuple[str, Spent]]) -> dict[str, dict[str, int]]:
-    groups: dict[str, dict[str, int]] = {}
-    for name, s in spent:
-        group = groups.setdefault(name, {"calls": 0, "input_tokens": 0, "output_tokens": 0})
-        group["calls"] += 1
-        group["input_tokens"] += s.input_tokens
-        group["output_tokens"] += s.output_tokens
-    return groups
+    def _left(self, *, held: bool = True) -> Left:
+        taken = self._total + self._kept
+        if held:
+            taken = sum(self._held.values(), taken)
+        limits = self._limits
+        return Left(
+            limits.max_calls - self._calls(),
+            None if limits.max_tokens is None else limits.max_tokens - taken.tokens,
+            None if limits.max_cost is None else limits.max_cost - taken.cost,
+            None if limits.max_seconds is None else limits.max_seconds - self._elapsed(),
+        )
+
+    def _before(self, id: str) -> Amount:
+        """What those wait for that came before this call."""
+        return sum((most for _, most in takewhile(lambda entry: entry[0] != id, self._queue.items())), NOTHING)
+
+    def _spend(self, id: str, spent: Spent | None) -> None:
+        self._held.pop(id, None)
+        if spent is not None and id not in self._spent:
+            self._spent[id] = spent
+            self._total += _amount(spent)
+
+    def _elapsed(self) -> float:
+        return self._seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
+
+
+def _amount(spent: Spent) -> Amount:
+    return Amount(spent.input_tokens + spent.output_tokens, spent.cost or 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Coroutine, Sequence
@@ -27,6 +28,9 @@ from rlm_graph.identity import content_hash
 T = TypeVar("T")
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|key|AIza)[-_A-Za-z0-9]{12,}|(?<=Bearer )\S+")
 """What a provider may echo of a key in its error; it must not go to the root, the checkpoint or the screen."""
+
+USUAL_REPLY = 4_000
+"""Tokens of a long reply, reasoning included, where no maximum was set."""
 
 _FIRST_PAUSE_SECONDS = 0.5
 _synchronous: contextvars.ContextVar[bool] = contextvars.ContextVar("rlm_graph_synchronous", default=False)
@@ -101,6 +105,39 @@ def window_of(model: Runnable[Any, Any]) -> int | None:
     profile = getattr(_innermost(model), "profile", None) or {}
     window = profile.get("max_input_tokens")
     return window if isinstance(window, int) else None
+
+
+def provider_of(model: Runnable[Any, Any]) -> str | None:
+    """LangChain's name for the model's provider ("openai"); None where it says none."""
+    told = getattr(_innermost(model), "_get_ls_params", None)
+    provider = told().get("ls_provider") if told is not None else None
+    return provider if isinstance(provider, str) else None
+
+
+def served_at(model: Runnable[Any, Any]) -> str | None:
+    """The address of the model's server; None where it is its provider's own."""
+    bound = _innermost(model)
+    for attribute in ("openai_api_base", "anthropic_api_url", "azure_endpoint", "base_url"):
+        if isinstance(url := getattr(bound, attribute, None), str) and url:
+            return url
+    if provider_of(model) == "openai":
+        return os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
+    return None
+
+
+def longest_reply(model: Runnable[Any, Any]) -> int:
+    """Tokens that a reply is taken to have at most: the maximum that was set for the model, else `USUAL_REPLY`.
+
+    What a provider allows at most (128,000 and the like) says nothing of a reply: to hold room for it would let a few
+    calls go at a time, and end a run with most of its budget unused.
+    """
+    bound, kwargs = _innermost(model), getattr(model, "kwargs", {})
+    most = (getattr(bound, "profile", None) or {}).get("max_output_tokens")
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict"):
+        said = kwargs.get(name, getattr(bound, name, None))
+        if isinstance(said, int) and said > 0 and said != most:  # some classes fill in the provider's maximum
+            return said
+    return min(USUAL_REPLY, most) if isinstance(most, int) else USUAL_REPLY
 
 
 async def ask(

@@ -13,7 +13,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from rlm_graph.kernel.inside.user_tools import signature
-from rlm_graph.ledger import Limits
+from rlm_graph.ledger import Amount, Left, Limit, Limits
 from rlm_graph.state import Cell, Turn
 
 ROOT = """\
@@ -151,13 +151,31 @@ MODEL_SILENT = "the model {model!r} replied with nothing"
 MODEL_CUT = "the reply of {model!r} was cut at its maximum length, after {chars:,} characters: ask for less at once"
 NESTED_FAILED = "the nested RLM failed: {error}"
 NESTED_SILENT = "the nested RLM found no answer ({reason})"
+CUT_OFF = "cut off: max_seconds is over"
 NESTED_UNWANTED = "the cell ended before the nested RLM had answered"
 
 
-def over_budget(asked: int, left: int) -> str:
-    """What a cell hears whose calls do not fit the ledger."""
-    advice = "pack more into each prompt" if left else "compose from what you have"
-    return f"{asked:,} calls asked, {left:,} left (max_calls): {advice}"
+def over_budget(asked: int, need: Amount, left: Left, limit: Limit) -> str:
+    """What a cell hears whose calls do not fit the ledger.
+
+    Args:
+        asked: Calls that stand or fall together.
+        need: What they come to at least; for a single call about to start, at most.
+        left: What is left.
+        limit: Which limit does not allow them.
+    """
+    calls = _count(asked, "call")
+    if limit == "max_seconds":
+        return f"{calls} asked, no time left (max_seconds): compose from what you have"
+    if limit == "max_calls":
+        advice = "pack more into each prompt" if left.calls else "compose from what you have"
+        return f"{calls} asked, {left.calls:,} left (max_calls): {advice}"
+    advice = "filter more, ask less" if asked > 1 else "compose from what you have"
+    if limit == "max_tokens":
+        return (
+            f"{calls} of {need.tokens:,} tokens asked, {max(0, left.tokens or 0):,} tokens left (max_tokens): {advice}"
+        )
+    return f"{calls} of {dollars(need.cost)} asked, {dollars(left.cost)} left (max_cost): {advice}"
 
 
 def checked_ask(
@@ -248,14 +266,21 @@ def _earlier(said: Sequence[str]) -> str:
     return "\n\nSaid before on this thread; variables of that work are still there (`SHOW_VARS()`):\n" + "\n".join(said)
 
 
-def left_note(notice: str, *, turns_left: int, calls_left: int, exhausted: bool) -> str:
+def left_note(notice: str, *, turns_left: int, left: Left, exhausted: bool) -> str:
     """What the root is told before a turn: what happened beside its cells, and what is left of the limits."""
-    left = f"Left: {_count(turns_left, 'turn')}, {_count(calls_left, 'call')}."
+    parts = [_count(turns_left, "turn"), _count(left.calls, "call")]
+    if left.tokens is not None:
+        parts.append(f"{max(0, left.tokens):,} tokens for calls")
+    if left.cost is not None:
+        parts.append(f"{dollars(left.cost)} for calls")
+    if left.seconds is not None:
+        parts.append(f"{max(0.0, left.seconds):,.0f} seconds")
+    line = f"Left: {', '.join(parts)}."
     if turns_left == 1:
-        left += " This is your last turn: deliver now, from what you have, with a compose cell."
+        line += " This is your last turn: deliver now, from what you have, with a compose cell."
     elif exhausted:
-        left += " No calls are left: compose from what you have, and say what is missing."
-    return f"{notice}\n{left}" if notice else left
+        line += " No calls are left: compose from what you have, and say what is missing."
+    return f"{notice}\n{line}" if notice else line
 
 
 def cell_heard(cell: Cell) -> str:
@@ -304,6 +329,11 @@ def _report_lines(report: Mapping[str, Any]) -> list[str]:
             line += f" {chunks['over']:,} of them do not fit the model: cut them smaller."
         lines.append(line)
     return lines
+
+
+def dollars(cost: float | None) -> str:
+    """An amount of US dollars as it is written; None is nothing."""
+    return f"${max(0.0, cost or 0.0):,.4f}"
 
 
 def _count(n: int, noun: str) -> str:

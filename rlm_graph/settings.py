@@ -13,11 +13,13 @@ from langchain_core.stores import BaseStore
 from langgraph.cache.base import BaseCache
 from langgraph.pregel.remote import RemoteGraph
 
-from rlm_graph import models
+from rlm_graph import models, prices
+from rlm_graph.approval import Approval
 from rlm_graph.checks import Verify
 from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.ledger import Limits
+from rlm_graph.prices import Cost, Prices
 from rlm_graph.tools import UserTool
 
 Model = BaseChatModel | Runnable[Any, AIMessage] | str
@@ -34,7 +36,8 @@ class Settings:
         direct_below: Tokens below which the context goes straight into one prompt.
         store: Where contexts, payloads and replies are kept.
         cache: Where replies are looked up by content, across runs; None: nowhere.
-        approve_above: Calls of a question that may be made before a human is asked, and between two such askings.
+        approve_above: What a question may do before a human is asked, and between two such askings; None: all.
+        costs: How to price the calls of each of `models`; None where a price is not known.
         isolation: What keeps the model's code from the rest of the machine.
         contexts: Contexts that a caller may name instead of giving one.
         sub_graph: Where nested RLMs run; None: here.
@@ -49,7 +52,8 @@ class Settings:
     direct_below: int
     store: BaseStore[str, bytes]
     cache: BaseCache[Any] | None = None
-    approve_above: int | None = None
+    approve_above: Approval | None = None
+    costs: tuple[Cost | None, ...] = ()
     isolation: Isolation = "auto"
     contexts: Mapping[str, Any] = field(default_factory=dict)
     sub_graph: RemoteGraph | None = None
@@ -60,6 +64,10 @@ class Settings:
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""
         return self.models[min(depth, len(self.models) - 1)]
+
+    def cost(self, depth: int) -> Cost | None:
+        """How to price the calls of the model that works at `depth`."""
+        return self.costs[min(depth, len(self.costs) - 1)] if self.costs else None
 
     def kernel_options(self) -> KernelOptions:
         """The kernel's share of the limits."""
@@ -76,3 +84,21 @@ def models_by_depth(model: Model, sub_model: Model | Sequence[Model] | None) -> 
     else:
         below = [sub_model]
     return tuple(models.resolve(m) for m in (model, *below))
+
+
+def costs_of(
+    of_each: Sequence[Runnable[Any, AIMessage]], given: Prices | None, limits: Limits, approve_above: Approval | None
+) -> tuple[Cost | None, ...]:
+    """How to price the calls of each model.
+
+    Raises:
+        PriceError: A cost is to be bounded, and a price is not known.
+    """
+    known = prices.checked(given)
+    costs = tuple(prices.cost_of(model, known) for model in of_each)
+    named = {models.name_of(model): cost for model, cost in zip(of_each, costs, strict=True)}
+    if limits.max_cost is not None:
+        prices.known_for(named, "max_cost")
+    if approve_above is not None and approve_above.cost is not None:
+        prices.known_for(named, "approve_above by cost")
+    return costs

@@ -214,8 +214,9 @@ class Start(TypedDict):
 class Usage(TypedDict):
     """What a question cost, its whole tree together.
 
-    `cost` is in US dollars, None while prices are not known; `seconds` are wall-clock.
-    `by_model` and `by_depth` map to `{"calls", "input_tokens", "output_tokens"}`.
+    `cost` is in US dollars, None where the price of a model that was asked is not known; `seconds` are wall-clock,
+    without those in which a human was waited for. `by_model` and `by_depth` map to
+    `{"calls", "input_tokens", "output_tokens", "cost"}`.
     """
 
     turns: int
@@ -226,8 +227,8 @@ class Usage(TypedDict):
     output_tokens: int
     cost: float | None
     seconds: float
-    by_model: dict[str, dict[str, int]]
-    by_depth: dict[str, dict[str, int]]
+    by_model: dict[str, dict[str, Any]]
+    by_depth: dict[str, dict[str, Any]]
 
 
 StopReason = Literal[
@@ -235,6 +236,9 @@ StopReason = Literal[
     "direct",
     "max_turns",
     "max_calls",
+    "max_tokens",
+    "max_cost",
+    "max_seconds",
     "max_steps",
     "errors",
     "refused",
@@ -366,7 +370,9 @@ class State(Input, Output, total=False):
     """Turns in a row that brought nothing: no cell, or a failed one."""
     draft: Draft | None
     limit: StopReason | None
-    """The limit that has been reached, if one has."""
+    """The limit that has been reached, if one has: it gives its name to the end."""
+    over: StopReason | None
+    """The limit that allows the root no further turn, if one does not."""
     steps: RemainingSteps
 
 

@@ -10,25 +10,45 @@ import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.stores import BaseStore, InMemoryByteStore
 
+from rlm_graph.approval import Approval
 from rlm_graph.identity import content_hash
-from rlm_graph.ledger import Ledger, Limits, Spent
+from rlm_graph.ledger import Amount, Ledger, Limit, Limits, Spent
 from rlm_graph.state import Reply, Source
 from rlm_graph.trace.events import Answered, kept_beside
 from rlm_graph.trace.log import Log
 
 INLINE = 4_000
 """Characters up to which a value may stand in the state itself."""
+
+_LOOK_SECONDS = 0.05
+"""How often a call that waits for room in the ledger looks whether there is some."""
+
+T = TypeVar("T")
+
+
+class NoRoom(Exception):
+    """A model call did not start, or was cut off, because of a limit.
+
+    Args:
+        limit: Which.
+        cut_off: Whether it had started.
+    """
+
+    def __init__(self, limit: Limit, *, cut_off: bool = False) -> None:
+        super().__init__(limit)
+        self.limit = limit
+        self.cut_off = cut_off
 
 
 class Tree:
@@ -67,6 +87,43 @@ class Tree:
         async with gate:
             yield self._threads
 
+    @asynccontextmanager
+    async def room(self, id: str, most: Amount, keep: Amount | None = None) -> AsyncIterator[None]:
+        """Holds room in the ledger for a model call, which has to be settled afterwards; waits where it may come.
+
+        Args:
+            id: The call's id, or the root turn's.
+            most: What it can come to.
+            keep: See `Ledger.hold`.
+
+        Raises:
+            NoRoom: A limit does not allow the call.
+        """
+        try:
+            while (verdict := self.ledger.hold(id, most, keep)) == "later":  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_SECONDS)  # what gives room back may run on another loop
+            if verdict != "held":
+                raise NoRoom(verdict)
+            yield
+        except BaseException:
+            self.ledger.release(id)
+            raise
+
+    async def in_time(self, what: Awaitable[T]) -> T:
+        """Waits for something until `max_seconds` is over, and no longer.
+
+        Raises:
+            NoRoom: It was cut off.
+        """
+        try:
+            async with asyncio.timeout(self.ledger.left().seconds) as clock:
+                return await what
+        except TimeoutError:
+            if not clock.expired():
+                raise
+        self.ledger.ran_into("max_seconds")
+        raise NoRoom("max_seconds", cut_off=True)
+
     def close(self) -> None:
         """Lets go of the threads."""
         with self._lock:
@@ -81,15 +138,22 @@ class Tree:
 
     async def record(self, id: str, reply: Reply, spent: Spent | None = None) -> Answered | None:
         """Keeps a reply, with what it cost, the moment that it arrives; returns what is to be said of it."""
+        if reply.error == "BudgetExceeded":
+            return (await self.refuse({id: reply}, self.ledger.limit_reached())).get(id)
         said = await self._keep({id: reply}, spent)
-        if reply.error != "BudgetExceeded":
-            self.ledger.settle(id, spent, failed=reply.error is not None)
+        self.ledger.settle(id, spent, failed=reply.error is not None)
         return said.get(id)
 
-    async def refuse(self, refusals: Mapping[str, Reply]) -> None:
-        """Keeps refusals, so that a replayed cell is refused the same calls."""
-        self.ledger.note_refused(refusals)
-        await self._keep(refusals, None)
+    async def record_remote(self, id: str, reply: Reply, usage: Mapping[str, Any], depth: int) -> Answered | None:
+        """Keeps the reply of a run elsewhere, with its `usage`; `depth` is that of its root in this tree."""
+        said = await self._keep({id: reply}, None, remote=[usage, depth])
+        self.ledger.settle_remote(id, usage, depth, failed=reply.error is not None)
+        return said.get(id)
+
+    async def refuse(self, refusals: Mapping[str, Reply], limit: Limit | None = None) -> dict[str, Answered]:
+        """Keeps refusals, so that a replayed cell is refused the same calls; `limit` where one is the reason."""
+        self.ledger.refuse(refusals, limit)
+        return await self._keep(refusals, None, refused=[limit])
 
     async def join(self, replies: Mapping[str, Reply]) -> None:
         """Keeps what the attempts at structured asks came to; they themselves are on record, and counted."""
@@ -108,19 +172,26 @@ class Tree:
     async def record_turn(self, id: str, reply: AIMessage, spent: Spent) -> None:
         """Keeps a root turn's reply before it is used."""
         metadata = _named(reply.response_metadata)
-        entry = {"tree": self.id, "id": reply.id, "text": reply.text, "metadata": metadata, "spent": asdict(spent)}
+        entry = {
+            "tree": self.id,
+            "id": reply.id,
+            "text": reply.text,
+            "metadata": metadata,
+            "spent": asdict(spent),
+            "seconds": self.ledger.seconds(),
+        }
         await self.store.amset([(f"run/{self.run}/turn/{id}", _dump(entry))])
         self.ledger.turn(id, spent)
 
-    async def approved(self, step: int) -> int:
-        """How many calls a human has let the tree make; `step` before one was asked."""
+    async def approved(self, step: Approval) -> Approval:
+        """What a human has let the tree do; `step` before one was asked."""
         [data] = await self.store.amget([f"run/{self.run}/approved/{self.id}"])
-        return int(data) if data is not None else step
+        return Approval(**json.loads(data)) if data is not None else step
 
-    async def approve(self, calls: int) -> None:
-        """Notes how many calls the tree may make; what was approved before stays so."""
-        calls = max(calls, await self.approved(0))
-        await self.store.amset([(f"run/{self.run}/approved/{self.id}", str(calls).encode("ascii"))])
+    async def approve(self, approved: Approval) -> None:
+        """Notes what the tree may do; what was approved before stays so."""
+        approved = approved.or_more(await self.approved(approved))
+        await self.store.amset([(f"run/{self.run}/approved/{self.id}", _dump(asdict(approved)))])
 
     async def known_asked(self, about: str) -> bool:
         """Whether a human has been asked about this wave."""
@@ -172,19 +243,22 @@ class Tree:
                 continue
             spent = Spent(**entry["spent"]) if entry["spent"] else None
             id = key.rpartition("/")[2]
+            self.ledger.go_on(entry["seconds"])
             if turns and spent is not None:
                 self.ledger.turn(id, spent)
-            elif not turns and entry["error"] == "BudgetExceeded":
-                self.ledger.note_refused([id])
+            elif not turns and "refused" in entry:
+                self.ledger.refuse([id], *entry["refused"])
+            elif not turns and entry.get("remote"):
+                self.ledger.settle_remote(id, *entry["remote"], failed=entry["error"] is not None)
             elif not turns:
                 self.ledger.settle(id, spent, failed=entry["error"] is not None)
 
     def _reply_key(self, id: str) -> str:
         return f"run/{self.run}/reply/{id}"
 
-    async def _keep(self, replies: Mapping[str, Reply], spent: Spent | None) -> dict[str, Answered]:
+    async def _keep(self, replies: Mapping[str, Reply], spent: Spent | None, **more: Any) -> dict[str, Answered]:
         said = self.log.answered(replies, spent)
-        entries = {id: self._entry(reply, spent, said.get(id)) for id, reply in replies.items()}
+        entries = {id: {**self._entry(reply, spent, said.get(id)), **more} for id, reply in replies.items()}
         await self.store.amset([(self._reply_key(id), _dump(entry)) for id, entry in entries.items()])
         return said
 
@@ -196,6 +270,7 @@ class Tree:
             "message": reply.message,
             "spent": asdict(spent) if spent else None,
             "said": kept_beside(said) if said else None,
+            "seconds": self.ledger.seconds(),
         }
 
 
@@ -214,6 +289,7 @@ async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config:
         if tree is not None:
             _trees.move_to_end(id)
     if tree is not None:
+        tree.ledger.go_on()
         await tree.log.open()
         return tree
     lasting = config.get("configurable", {}).get("thread_id") is not None
@@ -221,9 +297,18 @@ async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config:
     tree = Tree(id, limits, store if lasting else InMemoryByteStore(), most, lasting=lasting)
     if lasting:
         await tree.rebuild()
+    tree.ledger.go_on()
     tree = _keep(tree)
     await tree.log.open()
     return tree
+
+
+def pause_clocks(run: str) -> None:
+    """Stops the clocks of a run that is interrupted: a human is asked. Its next node lets them go on."""
+    with _trees_lock:
+        trees = [tree for tree in _trees.values() if tree.run == run]
+    for tree in trees:
+        tree.ledger.pause()
 
 
 def forget_tree(id: str) -> None:

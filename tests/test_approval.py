@@ -9,6 +9,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from model_server import Request, scripted
+from rlm_graph import Approval
 from rlm_graph.errors import RLMError
 from rlm_graph.kernel.session import close_all
 
@@ -26,9 +27,11 @@ def echo(request: Request) -> str:
     return f"<{request.prompt}>"
 
 
-async def asked(scene: Any, root: Any = ROOT, above: int = 10, sub: Any = echo) -> tuple[Any, Any, dict[str, Any]]:
+async def asked(
+    scene: Any, root: Any = ROOT, above: int | Approval = 10, sub: Any = echo
+) -> tuple[Any, Any, dict[str, Any]]:
     s = scene(root, sub)
-    rlm = s.rlm(checkpointer=InMemorySaver(), approve_above=above)
+    rlm = s.rlm(checkpointer=InMemorySaver(), approve_above=above, prices={"root": (0, 0), "sub": (1.0, 2.0)})
     out = await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD)
     [interrupt] = out["__interrupt__"]
     return s, rlm, interrupt.value
@@ -76,6 +79,33 @@ async def test_what_is_no_answer_is_told_and_the_question_put_again(scene: Any) 
     assert again.value["complaint"].startswith("'perhaps' is no answer. Resume with 'approve'")
     out = await rlm.ainvoke(Command(resume="approve"), THREAD)
     assert (out["answer"], s.server.asked("sub")) == ("40", 40)
+
+
+async def test_a_human_may_be_asked_by_cost_instead_and_is_told_the_estimate(scene: Any) -> None:
+    s, rlm, request = await asked(scene, above=Approval(cost=0.01))
+    # 110 tokens of prompts at a dollar a million, and 500 for each of 40 replies at two.
+    assert request["cost"] == pytest.approx((110 + 40 * 500 * 2) / 1e6)
+    out = await rlm.ainvoke(Command(resume="approve"), THREAD)
+    assert (out["answer"], s.server.asked("sub")) == ("40", 40)
+
+
+async def test_single_calls_are_asked_about_when_their_cost_adds_up(scene: Any) -> None:
+    root = scripted(
+        "```repl chunk\ngot = [llm_query(f'p{i}') for i in range(6)]\n"
+        "answer['content'] = str(len(got)); answer['ready'] = True\n```"
+    )
+    s, rlm, request = await asked(scene, root, Approval(cost=0.0045), sub=lambda r: "word " * 800)
+    # A call comes to 0.002 dollars, and the next is estimated at 0.001: two are within 0.0045, a third is not.
+    assert (s.server.asked("sub"), request["calls"]) == (2, 1)
+    while "__interrupt__" in (out := await rlm.ainvoke(Command(resume="approve"), THREAD)):
+        pass
+    assert (out["answer"], s.server.asked("sub")) == ("6", 6)
+
+
+@pytest.mark.parametrize("said", ["$0.50", 0.5, True])
+async def test_what_is_neither_a_number_of_calls_nor_an_approval_is_an_error(scene: Any, said: Any) -> None:
+    with pytest.raises(TypeError, match="approve_above is a number of calls or an Approval"):
+        scene(ROOT).rlm(approve_above=said)
 
 
 async def test_without_a_checkpointer_nobody_can_be_asked(scene: Any) -> None:

@@ -241,6 +241,17 @@ def test_max_calls_reaches_the_run(big: Path, serve: Any) -> None:
 
 
 @pytest.mark.slow
+def test_budgets_reach_the_run(big: Path, serve: Any) -> None:
+    server = serve(deliver("1"))
+    limits = ("--max-tokens", "70000", "--max-seconds", "500")
+    assert run("ask", "Which word?", big, *limits, *with_server(server)).returncode == 0
+    assert "70,000 tokens for calls, " in str(server.seen[0].messages)
+    done = run("ask", "Which word?", big, "--max-cost", "0.5", *with_server(server))
+    assert (done.returncode, server.asked()) == (1, 1)
+    assert "error: max_cost needs the price of every model" in done.stderr
+
+
+@pytest.mark.slow
 def test_max_depth_reaches_the_run(big: Path, serve: Any) -> None:
     server = serve(deliver("1"))
     run("ask", "Which word?", big, "--max-depth", "0", *with_server(server))

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlm_graph import Limits, prompts
 from rlm_graph.dialect import cells_of
+from rlm_graph.ledger import Left
 from rlm_graph.state import Cell, Turn
 from rlm_graph.tokens import estimate
 
@@ -35,7 +36,7 @@ def cell(index: int, turn: int, **more: Any) -> Cell:
 
 
 def note(turns_left: int) -> str:
-    return prompts.left_note("", turns_left=turns_left, calls_left=900, exhausted=False)
+    return prompts.left_note("", turns_left=turns_left, left=Left(900), exhausted=False)
 
 
 TURNS: list[Turn] = [{"note": note(30), "reply": "```repl probe\nprint(1)\n```"}, {"note": note(29), "reply": "second"}]
@@ -91,8 +92,8 @@ def test_the_users_own_instructions_come_last() -> None:
 
 
 def test_the_last_turn_and_a_used_up_budget_are_said() -> None:
-    assert "This is your last turn: deliver now" in prompts.left_note("", turns_left=1, calls_left=5, exhausted=False)
-    assert "No calls are left" in prompts.left_note("", turns_left=5, calls_left=0, exhausted=True)
-    assert prompts.left_note("Careful.", turns_left=2, calls_left=1, exhausted=False) == (
+    assert "This is your last turn: deliver now" in prompts.left_note("", turns_left=1, left=Left(5), exhausted=False)
+    assert "No calls are left" in prompts.left_note("", turns_left=5, left=Left(0), exhausted=True)
+    assert prompts.left_note("Careful.", turns_left=2, left=Left(1), exhausted=False) == (
         "Careful.\nLeft: 2 turns, 1 call."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from ast import literal_eval
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_the_first_python_example_is_short() -> None:
 def test_every_limit_is_named_with_its_default() -> None:
     told = {name.strip("`"): row[0] for name, row in rows(section("Limits")).items()}
     for limit in fields(Limits):
-        assert float(told[limit.name]) == limit.default, limit.name
+        assert literal_eval(told[limit.name]) == limit.default, limit.name
 
 
 def test_every_isolation_is_named() -> None:

@@ -17,7 +17,7 @@ from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State, SubCall
 from rlm_graph.trace import events
 from rlm_graph.trace.events import AtCell
-from rlm_graph.tree import INLINE, Tree, forget_failed, tree_of
+from rlm_graph.tree import INLINE, Tree, forget_failed, pause_clocks, tree_of
 
 Act = Callable[[Any, RunnableConfig], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -43,6 +43,7 @@ async def working_on(run: str) -> AsyncIterator[pool.Holding]:
         async with pool.holding(run) as hold:
             yield hold
     except GraphBubbleUp:
+        pause_clocks(run)
         raise
     except BaseException:
         forget_failed(run)

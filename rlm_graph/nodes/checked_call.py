@@ -6,14 +6,14 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
-from rlm_graph import checks, models, prompts
+from rlm_graph import checks, models, paid, prompts
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Spent
 from rlm_graph.nodes.plain_call import Answer
-from rlm_graph.nodes.plan import refusal_of, spent_on
+from rlm_graph.nodes.plan import refusal_of
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Reply
-from rlm_graph.tree import Tree
+from rlm_graph.tree import NoRoom, Tree
 
 
 def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfig) -> Answer:
@@ -35,16 +35,16 @@ def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableCon
         messages = [HumanMessage(prompt_of(asked))]
         form = checks.form_of(checks.read_ask(asked["context"]))
         try:
-            async with tree.slot() as threads:
-                message, text = await models.ask_structured(
-                    model, messages, form, shown, threads, settings.limits.max_retries
+            async with paid.place(tree, settings, depth + 1, asked["id"], messages) as threads:
+                message, text = await tree.in_time(
+                    models.ask_structured(model, messages, form, shown, threads, settings.limits.max_retries)
                 )
-        except GraphBubbleUp:
+        except (GraphBubbleUp, NoRoom):
             raise
         except Exception as error:
             told = prompts.MODEL_FAILED.format(model=name, error=f"{type(error).__name__}: {models.first_line(error)}")
             return Reply(error="SubCallError", message=told), None
-        spent = spent_on(message, list(messages), name, depth + 1)
+        spent = paid.spent_on(message, messages, settings, depth + 1)
         if reason := refusal_of(message):
             told = prompts.MODEL_REFUSED.format(model=name, reason=reason)
             return Reply(error=checks.REFUSED, message=told), spent

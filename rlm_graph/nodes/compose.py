@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage
@@ -15,11 +15,12 @@ from rlm_graph import flow, models, prompts
 from rlm_graph.context import read_text
 from rlm_graph.errors import ModelError
 from rlm_graph.kernel import pool
+from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, run_cell
-from rlm_graph.nodes.plan import reply_of, root_reply
+from rlm_graph.nodes.plan import reply_of, root_reply, turn_id
 from rlm_graph.settings import Settings
 from rlm_graph.state import State, StopReason
-from rlm_graph.tree import Tree, forget_tree, tree_of
+from rlm_graph.tree import NoRoom, Tree, forget_tree, tree_of
 
 
 def compose(settings: Settings, depth: int) -> Node:
@@ -29,9 +30,7 @@ def compose(settings: Settings, depth: int) -> Node:
         state = flow.in_a_run(state)
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
         if not state.get("turns") and flow.is_direct(state, depth, settings.direct_below):
-            message, warnings = await _direct(state, tree, settings, config)
-            told = cast(State, {**state, "warnings": [*(state.get("warnings") or []), *warnings]})
-            return await _end(told, tree, settings, depth, message.text, "direct", message.id)
+            return await _directly(state, tree, settings, config)
         update: dict[str, Any] = {}
         if flow.ending(state, settings.limits) is None:
             update = await run_cell(state, config, settings, depth, ())
@@ -46,6 +45,15 @@ def compose(settings: Settings, depth: int) -> Node:
     return Node(act, "compose")
 
 
+async def _directly(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> dict[str, Any]:
+    try:
+        message, warnings = await _direct(state, tree, settings, config)
+    except NoRoom as no_room:
+        return await _end(state, tree, settings, 0, "", no_room.limit)
+    told = cast(State, {**state, "warnings": [*(state.get("warnings") or []), *warnings]})
+    return await _end(told, tree, settings, 0, message.text, "direct", message.id)
+
+
 async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> tuple[AIMessage, list[str]]:
     text = await asyncio.to_thread(read_text, state["sources"][-1], settings.store)
     left_out = state["sources"][-1].get("left_out") or []
@@ -54,7 +62,8 @@ async def _direct(state: State, tree: Tree, settings: Settings, config: Runnable
     )
     # A root that is no language model cannot read; where the sub-model is one, it answers.
     depth = 1 if models.note_of(settings.model(0)) else 0
-    message = await root_reply(tree, settings, depth, state["run"], messages, config)
+    id = turn_id(settings, depth, state["run"], messages)
+    message = await root_reply(tree, settings, depth, state["run"], id, messages, config)
     reply = reply_of(message, models.name_of(settings.model(depth)))
     if reply.error is not None and not message.text.strip():
         raise ModelError(reply.message)
@@ -91,6 +100,19 @@ def as_text(content: Any) -> str:
     return "" if content is None else str(content)
 
 
+def _ended_by(limit: StopReason, limits: Limits, usage: Mapping[str, Any]) -> str:
+    """What the caller is told of a limit that ended the run or cost it calls."""
+    used = {
+        "max_calls": f"{usage['calls']:,} of {limits.max_calls:,} calls",
+        "max_tokens": f"{usage['input_tokens'] + usage['output_tokens']:,} of {limits.max_tokens or 0:,} tokens",
+        "max_cost": f"{prompts.dollars(usage['cost'])} of {prompts.dollars(limits.max_cost)}",
+        "max_seconds": f"{usage['seconds']:,.1f} of {limits.max_seconds or 0:,.1f} seconds",
+    }[limit]
+    bad = [f"{usage[k]:,} calls {told}" for k, told in (("refused", "were refused"), ("failed", "failed")) if usage[k]]
+    missing = f"; {', '.join(bad)}, so the answer may miss what they were to read" if bad else ""
+    return f"{limit}: {used} used{missing}"
+
+
 async def _end(
     state: State, tree: Tree, settings: Settings, depth: int, answer: str, reason: StopReason, id: str | None = None
 ) -> dict[str, Any]:
@@ -102,7 +124,9 @@ async def _end(
     warnings = list(state.get("warnings") or [])
     if reason == "errors" and (why := _last_error(state)):
         warnings.append(f"the last cell failed: {why}")
-    usage = {**tree.ledger.usage(), "seconds": round(time.time() - state["started"], 3)}
+    usage = tree.ledger.usage()
+    if reason in ("max_calls", "max_tokens", "max_cost", "max_seconds"):
+        warnings.append(_ended_by(reason, settings.limits, usage))
     ended: dict[str, Any] = {
         "answer": answer,
         "usage": usage,

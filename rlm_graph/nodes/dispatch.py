@@ -6,22 +6,22 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
-from rlm_graph import approval, models, prompts
+from rlm_graph import approval, models, paid, prompts
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel.kernel import Kernel, Siblings
-from rlm_graph.ledger import Limits
+from rlm_graph.ledger import Amount, Limit, Limits
 from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of, working_on
 from rlm_graph.nodes.verify import in_doubt, settle_on_record
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
-from rlm_graph.tree import Tree, tree_of
+from rlm_graph.tree import NoRoom, Tree, tree_of
 
 BATCH = 100
 """Calls in one `ask` task: a `Send` each would cost milliseconds a call and grow with the square of their number."""
@@ -132,8 +132,8 @@ def dispatch(settings: Settings, depth: int) -> Node:
             if (state["wave"] or {"tries": 0})["tries"] > settings.limits.max_retries:
                 lost = _error("SubCallError", prompts.NO_ANSWER.format(tries=settings.limits.max_retries + 1))
                 await refuse(kernel, tree, dict.fromkeys(kernel.waiting, lost))
-            limit = await _approved(state, kernel, tree, settings, models.name_of(below), decided.nested)
-            wave = await _wave(state, kernel, tree, settings, decided)
+            limit = await _approved(state, kernel, tree, settings, depth, decided.nested)
+            wave = await _wave(state, kernel, tree, settings, depth, decided)
         return {"wave": wave, **limit}
 
     return Node(act, "dispatch")
@@ -152,13 +152,47 @@ async def refuse(kernel: Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
     kernel.deliver({**partly, **wholly})
 
 
-def over_budget(tree: Tree, asked: int) -> Reply:
-    """What a call hears that does not fit the ledger."""
-    return _error("BudgetExceeded", prompts.over_budget(asked, tree.ledger.calls_left()))
+def reserve(
+    kernel: Kernel, group: Sequence[str], tree: Tree, settings: Settings, depth: int, most: int | None = None
+) -> Reply | Literal["reserved", "unasked"]:
+    """Reserves room for calls that were made together; what they hear instead, where there is none.
+
+    Args:
+        kernel: Where they wait.
+        group: Their ids.
+        tree: Whose ledger it is.
+        settings: The RLM's parameters.
+        depth: Depth of the RLM whose cell calls.
+        most: See `Ledger.reserve`.
+    """
+    calls = [kernel.waiting[id] for id in group]
+    need = paid.least_of(settings, depth + 1, [prompt_of(c) for c in calls if c.kind in ("llm", "sub")])
+    verdict = tree.ledger.reserve([paid_as(kernel, id) for id in group], most, need)
+    if verdict == "reserved" or verdict == "unasked":
+        return verdict
+    return over_budget(tree, len(group), need, verdict)
+
+
+def over_budget(tree: Tree, asked: int, need: Amount, limit: Limit) -> Reply:
+    """What calls hear that do not fit the ledger."""
+    return _error("BudgetExceeded", prompts.over_budget(asked, need, tree.ledger.left(), limit))
+
+
+def without_room(no_room: NoRoom, tree: Tree, most: Amount) -> Reply:
+    """What a call hears that was cut off, or for which there was no room when it was about to start."""
+    if no_room.cut_off:
+        return _error("SubCallError", prompts.CUT_OFF)
+    return over_budget(tree, 1, most, no_room.limit)
+
+
+def cost_of(kernel: Kernel, ids: Sequence[str], settings: Settings, depth: int) -> float | None:
+    """What waiting calls will cost in US dollars, roughly; what nested RLMs will ask is not in it."""
+    asked = [prompt_of(kernel.waiting[id]) for id in ids if kernel.waiting[id].kind != "tool"]
+    return paid.about(settings, depth + 1, asked, approval.USUAL_REPLY)
 
 
 async def _approved(
-    state: State, kernel: Kernel, tree: Tree, settings: Settings, model: str, nested: Sequence[str]
+    state: State, kernel: Kernel, tree: Tree, settings: Settings, depth: int, nested: Sequence[str]
 ) -> dict[str, Any]:
     """Asks a human where the waiting calls would exceed what was approved; refuses what was not.
 
@@ -170,7 +204,9 @@ async def _approved(
         return {}
     # Another branch of the tree may have been approved since: who was asked is heard all the same.
     about = f"{state['run']}.{len(state.get('journal') or [])}.{(state['wave'] or {'number': 0})['number']}"
-    within = tree.ledger.with_these([paid_as(kernel, id) for id in ids]) <= await tree.approved(step)
+    cost, so_far = cost_of(kernel, ids, settings, depth), tree.ledger.cost_so_far()
+    calls = tree.ledger.with_these([paid_as(kernel, id) for id in ids])
+    within = (await tree.approved(step)).within(calls, so_far + (cost or 0.0))
     if within and not (await tree.known_asked(about)):
         return {}
     if not tree.lasting:
@@ -180,24 +216,27 @@ async def _approved(
     await tree.note_asked(about)
     allowed, complaint = None, ""
     while allowed is None:
-        asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()))
+        model = models.name_of(settings.model(depth + 1))
+        asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()), cost)
         said = interrupt({**asking, "complaint": complaint} if complaint else asking)
         allowed, complaint = approval.calls_allowed(said, len(ids)), approval.not_understood(said)
     kept_back, let_go = ids[allowed:], [paid_as(kernel, id) for id in ids[:allowed]]
+    so_far += cost_of(kernel, ids[:allowed], settings, depth) or 0.0
     told = prompts.KEPT_BACK.format(allowed=allowed, asked=len(ids))
     await refuse(kernel, tree, dict.fromkeys(kept_back, _error("BudgetExceeded", told)))
-    await tree.approve(tree.ledger.with_these(let_go) + (0 if kept_back else step))
+    await tree.approve(step.after(tree.ledger.with_these(let_go), so_far, more=not kept_back))
     return {"limit": "refused"} if kept_back else {}
 
 
-async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, decided: Decided) -> Wave:
+async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, depth: int, decided: Decided) -> Wave:
     """Reserves what fits, group by group, and stores what the tasks of this wave will ask."""
     breadth = settings.limits.max_breadth
     nests = set(decided.nested)
     order = [id for id in kernel.waiting if id not in decided.refused]
     for group in groups(kernel.waiting, order):
-        if tree.ledger.reserve([paid_as(kernel, id) for id in group]) == "over":
-            await refuse(kernel, tree, dict.fromkeys(group, over_budget(tree, len(group))))
+        verdict = reserve(kernel, group, tree, settings, depth)
+        if isinstance(verdict, Reply):
+            await refuse(kernel, tree, dict.fromkeys(group, verdict))
     going = [id for id in order if id in kernel.waiting][:breadth]
     asking = await tree.asking([id for id in going if kernel.waiting[id].kind == "tool"])
     plain = [id for id in going if id not in nests and id not in asking]
@@ -227,9 +266,11 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
 
 async def _unasked(tree: Tree, settings: Settings) -> int:
     """How many more calls may be made before a human is to be asked."""
-    if settings.approve_above is None:
+    step = settings.approve_above
+    approved = await tree.approved(step) if step is not None else approval.Approval()
+    if approved.calls is None:
         return settings.limits.max_calls
-    return await tree.approved(settings.approve_above) - tree.ledger.with_these(())
+    return approved.calls - tree.ledger.with_these(())
 
 
 def _nothing(state: State) -> Wave:

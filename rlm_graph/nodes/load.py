@@ -34,6 +34,7 @@ def load(settings: Settings, depth: int) -> Node:
     """The node `load` of an RLM at `depth`."""
 
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
+        begun = time.monotonic()
         question, given, said = _asked(state, await _raw_context(state, config))
         sources = list(state.get("sources") or [])
         named = isinstance(given, str) and given in settings.contexts
@@ -47,6 +48,7 @@ def load(settings: Settings, depth: int) -> Node:
             names = ", ".join(settings.contexts)
             opened["warnings"].append(f"context {given!r} was taken as a text; what can be named is: {names}")
         tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
+        tree.ledger.go_on(time.monotonic() - begun)
         await tree.needs(sources)
         await asyncio.to_thread(touch, settings.store, [source["id"] for source in sources])
         if depth == 0:
@@ -81,6 +83,7 @@ def _opened(state: State, sources: list[Source]) -> dict[str, Any]:
         "errors": 0,
         "draft": None,
         "limit": None,
+        "over": None,
         "answer": None,
         "stop_reason": None,
         "warnings": [f"left out of the context: {line}" for line in sources[-1].get("left_out") or ()],

@@ -10,18 +10,22 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel.remote import RemoteGraph
 
-from rlm_graph import models, prompts, remote
+from rlm_graph import models, paid, prompts, remote
 from rlm_graph.errors import RLMError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
 from rlm_graph.nodes.cell import Node, among_siblings, asked_by, working_on
+from rlm_graph.nodes.dispatch import over_budget
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, NestedCall, NestedInput, Reply, SubCall
 from rlm_graph.trace.watched import show
-from rlm_graph.tree import tree_of
+from rlm_graph.tree import Tree, tree_of
 
 _LOOK_SECONDS = 0.1
 """How often a nested run looks whether the cell still wants its answer."""
+
+_GRACE_SECONDS = 2.0
+"""How long after the end of `max_seconds` a nested RLM may still compose from what it has."""
 
 Output = dict[str, Any]
 Answer = Callable[[NestedCall, str], Coroutine[Any, Any, Output]]
@@ -74,7 +78,13 @@ async def _settled(
             if id not in known:
                 asked: Asked = {"id": id, "kind": "rlm", "prompt": call["question"], "context": None, "nth": 0}
                 tree.log.asks(asked_by(state, depth), {id: asked})
-                known[id] = await while_wanted(kernel, _reply(answer(call, tree.id)))
+                # Its first turn is what it comes to at least.
+                need = paid.most_of(settings, depth + 1, [prompts.system_for(settings.limits, depth + 1, None)])
+                if limit := tree.ledger.left(held=False).lacking(0, need):
+                    tree.ledger.ran_into(limit)
+                    known[id] = over_budget(tree, 1, need, limit)
+                else:
+                    known[id] = await while_wanted(kernel, tree, _reply(answer(call, tree.id)))
                 if said := await tree.record(id, known[id]):
                     show(said)
             if kernel is not None:
@@ -86,14 +96,17 @@ def _input(call: NestedCall, tree: str) -> NestedInput:
     return {"question": call["question"], "sources": [call["source"]], "run": call["id"], "tree": tree}
 
 
-async def while_wanted(kernel: Kernel | None, answered: Coroutine[Any, Any, Reply]) -> Reply:
-    """Goes on with a nested RLM as long as the cell that asked has not ended without waiting for it."""
+async def while_wanted(kernel: Kernel | None, tree: Tree, answered: Coroutine[Any, Any, Reply]) -> Reply:
+    """Goes on with a nested RLM as long as there is time, and the cell that asked has not ended without it."""
     task = asyncio.ensure_future(answered)
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=_LOOK_SECONDS)
             if kernel is not None and kernel.outcome is not None:
                 return Reply(error="SubCallError", message=prompts.NESTED_UNWANTED)
+            seconds = tree.ledger.left().seconds
+            if seconds is not None and seconds < -_GRACE_SECONDS:
+                return Reply(error="SubCallError", message=prompts.CUT_OFF)
         return task.result()
     finally:
         task.cancel()

@@ -9,13 +9,14 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
-from rlm_graph import models, prompts
+from rlm_graph import models, paid, prompts
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Spent
-from rlm_graph.nodes.plan import reply_of, spent_on
+from rlm_graph.nodes.dispatch import without_room
+from rlm_graph.nodes.plan import reply_of
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Reply
-from rlm_graph.tree import Tree
+from rlm_graph.tree import NoRoom, Tree
 
 Answer = Callable[[Asked], Coroutine[Any, Any, tuple[Reply, Spent | None]]]
 """Who answers the calls of one kind: the reply, and what it cost where it cost tokens."""
@@ -29,27 +30,28 @@ def plain_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfi
 
     async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
         if cache is None:
-            return await from_model(asked["prompt"])
+            return await from_model(asked["id"], asked["prompt"])
         # Equal prompts of one cell have an entry each.
         key = (("rlm_graph",), content_hash([settings_hash, asked["prompt"], asked["nth"]]))
         known = await cache.aget([key])
         if key in known:
             return Reply(text=known[key]), None
-        reply, spent = await from_model(asked["prompt"])
+        reply, spent = await from_model(asked["id"], asked["prompt"])
         if reply.text is not None:
             await cache.aset({key: (reply.text, None)})
         return reply, spent
 
-    async def from_model(prompt: str) -> tuple[Reply, Spent | None]:
+    async def from_model(id: str, prompt: str) -> tuple[Reply, Spent | None]:
         messages = [HumanMessage(prompt)]
         try:
-            async with tree.slot() as threads:
-                message = await models.ask(model, messages, shown, threads, settings.limits.max_retries)
+            message, spent = await paid.ask(tree, settings, depth + 1, id, messages, shown)
         except GraphBubbleUp:
             raise
+        except NoRoom as no_room:
+            return without_room(no_room, tree, paid.most_of(settings, depth + 1, [prompt])), None
         except Exception as error:
             told = prompts.MODEL_FAILED.format(model=name, error=f"{type(error).__name__}: {models.first_line(error)}")
             return Reply(error="SubCallError", message=told), None
-        return reply_of(message, name), spent_on(message, list(messages), name, depth + 1)
+        return reply_of(message, name), spent
 
     return answer

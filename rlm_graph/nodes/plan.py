@@ -8,19 +8,17 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
-from rlm_graph import models, prompts
+from rlm_graph import models, paid, prompts
 from rlm_graph.context import describe
 from rlm_graph.dialect import cells_of
 from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
-from rlm_graph.ledger import Spent
 from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import Reply, State, Turn
-from rlm_graph.tokens import count_tokens
 from rlm_graph.trace import events
 from rlm_graph.trace.watched import say
-from rlm_graph.tree import Tree, tree_of
+from rlm_graph.tree import NoRoom, Tree, tree_of
 
 
 def plan(settings: Settings, depth: int) -> Node:
@@ -32,12 +30,17 @@ def plan(settings: Settings, depth: int) -> Node:
         note = prompts.left_note(
             state["notice"],
             turns_left=settings.limits.max_turns - len(turns),
-            calls_left=tree.ledger.calls_left(),
+            left=tree.ledger.left(),
             exhausted=tree.ledger.limit_reached() is not None,
         )
+        # What is left may differ when a killed turn is taken again, so its reply is not on record under that.
+        id = turn_id(settings, depth, state["run"], turn_messages(state, settings, depth, turns, state["notice"]))
         messages = turn_messages(state, settings, depth, turns, note)
         async with working_on(state["run"]):
-            reply = await root_reply(tree, settings, depth, state["run"], messages, models.unheard(config))
+            try:
+                reply = await root_reply(tree, settings, depth, state["run"], id, messages, models.unheard(config))
+            except NoRoom as no_room:
+                return {"over": no_room.limit, "limit": no_room.limit}
         parsed = cells_of(reply.text, state["phase"])
         turn: Turn = {"note": note, "reply": reply.text}
         update: dict[str, Any] = {"turns": [turn], "queue": list(parsed.cells), "notice": parsed.problem}
@@ -61,36 +64,34 @@ def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn
     )
 
 
+def turn_id(settings: Settings, depth: int, run: str, messages: list[BaseMessage]) -> str:
+    """The durable name of a root turn: who is told what."""
+    return content_hash([run, models.settings_hash(settings.model(depth)), [[m.type, m.text] for m in messages]])
+
+
 async def root_reply(
-    tree: Tree, settings: Settings, depth: int, run: str, messages: list[BaseMessage], config: RunnableConfig
+    tree: Tree, settings: Settings, depth: int, run: str, id: str, messages: list[BaseMessage], config: RunnableConfig
 ) -> AIMessage:
-    """The root's reply to these messages: the one on record, else a new one, kept before it is used.
+    """The root's reply to these messages: the one on record under the turn's id, else a new one, kept before its use.
 
     Raises:
         ModelError: The model could not be called.
+        NoRoom: The limits do not allow the turn.
     """
-    model = settings.model(depth)
-    id = content_hash([run, models.settings_hash(model), [[m.type, m.text] for m in messages]])
     if (known := await tree.turn(id)) is not None:
         return known
     began = time.monotonic()
     try:
-        async with tree.slot() as threads:
-            shown = models.named(config, "root", rlm_depth=depth)
-            reply = await models.ask(model, messages, shown, threads, settings.limits.max_retries)
+        shown = models.named(config, "root", rlm_depth=depth)
+        reply, spent = await paid.ask(tree, settings, depth, id, messages, shown)
+    except NoRoom:
+        raise
     except Exception as error:
-        raise ModelError(f"the root model {models.name_of(model)!r} failed: {models.first_line(error)}") from error
-    spent = spent_on(reply, messages, models.name_of(model), depth)
+        name = models.name_of(settings.model(depth))
+        raise ModelError(f"the root model {name!r} failed: {models.first_line(error)}") from error
     await say(tree, events.turn(run, depth, id, reply.text, spent, time.monotonic() - began))
     await tree.record_turn(id, reply, spent)
     return reply
-
-
-def spent_on(reply: AIMessage, messages: list[BaseMessage], model: str, depth: int) -> Spent:
-    """Tokens of a call: as the provider counted them, else as we estimate them."""
-    if usage := reply.usage_metadata:
-        return Spent(model, depth, usage["input_tokens"], usage["output_tokens"])
-    return Spent(model, depth, sum(count_tokens(m.text) for m in messages), count_tokens(reply.text))
 
 
 def refusal_of(message: AIMessage) -> str:

@@ -17,24 +17,28 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from rlm_graph import models, prompts
+from rlm_graph.approval import Approval
 from rlm_graph.errors import KernelError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
-from rlm_graph.ledger import Spent
+from rlm_graph.ledger import NOTHING, Spent
 from rlm_graph.nodes.cell import Node, among_siblings, asked_by, working_on
 from rlm_graph.nodes.checked_call import checked_call
-from rlm_graph.nodes.dispatch import asked_of, decide, groups, over_budget, refuse
+from rlm_graph.nodes.dispatch import asked_of, cost_of, decide, groups, refuse, reserve, without_room
 from rlm_graph.nodes.nested import nested, remote_rlm
 from rlm_graph.nodes.plain_call import Answer, plain_call
 from rlm_graph.nodes.tool_call import tool_call
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Reply, SubCall, SubCallOutput
 from rlm_graph.trace.watched import show_progress
-from rlm_graph.tree import Tree, tree_of
+from rlm_graph.tree import NoRoom, Tree, tree_of
 
 _LOOK_SECONDS = 0.1
 """How often a pump that hears nothing looks whether its siblings still run."""
 _IDLE_LOOKS = 3
+
+_GRACE_SECONDS = 2.0
+"""How long after the end of `max_seconds` a nested RLM may still compose from what it has."""
 
 
 def sub_call(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any] | None) -> Any:
@@ -201,25 +205,35 @@ class _Asking:
         # While a deferred call waits only for this wave to end, nothing may keep the wave going.
         draining = bool(kernel.deferred) and kernel.siblings.all_ended
         step = self.settings.approve_above
-        if not draining and len(group) <= allowance:
-            verdict = self.tree.ledger.reserve(group, await self.tree.approved(step) if step is not None else None)
+        approved = await self.tree.approved(step) if step is not None else Approval()
+        if not draining and len(group) <= allowance and self._affordable(kernel, group, approved):
+            verdict = reserve(kernel, group, self.tree, self.settings, self.depth, approved.calls)
             if verdict == "reserved":
                 return True
-            if verdict == "over":
-                await refuse(kernel, self.tree, dict.fromkeys(group, over_budget(self.tree, len(group))))
+            if isinstance(verdict, Reply):
+                await refuse(kernel, self.tree, dict.fromkeys(group, verdict))
                 return False
         kernel.deferred.update(group)
         return False
 
+    def _affordable(self, kernel: Kernel, group: list[str], approved: Approval) -> bool:
+        """Whether calls come to no more than a human has approved, as far as is known while others are in flight."""
+        if approved.cost is None:
+            return True
+        cost = cost_of(kernel, group, self.settings, self.depth) or 0.0
+        return self.tree.ledger.cost_so_far() + cost <= approved.cost
+
     async def _one(self, id: str, asked: Asked) -> None:
         try:
             reply, spent = await self._answer(asked)
+            await self.tree.record(id, reply, spent)
         except GraphInterrupt:
             if self.alone:
                 raise
             await self._ask_alone(id)
             return
-        await self.tree.record(id, reply, spent)
+        finally:
+            self.tree.ledger.release(id)
         self._deliver({id: reply})
         self._leave_to_verify([id])
         self.show_progress()
@@ -239,7 +253,10 @@ class _Asking:
         if answer is None:
             told = prompts.NOBODY_ANSWERS.format(kind=asked["kind"])
             return Reply(error="SubCallError", message=told), None
-        return await answer(asked)
+        try:
+            return await self.tree.in_time(answer(asked)) if asked["kind"] == "tool" else await answer(asked)
+        except NoRoom as no_room:
+            return without_room(no_room, self.tree, NOTHING), None
 
     def _leave_to_verify(self, ids: Iterable[str]) -> None:
         """Notes answered attempts. The cell gets them from `verify`: the last one ends the wave."""

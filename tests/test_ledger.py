@@ -1,0 +1,235 @@
+"""The ledger by itself: never above a limit, never negative, always settled; shares; rebuilt from the record."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.stores import InMemoryByteStore
+
+from rlm_graph import Limits
+from rlm_graph.ledger import Amount, Ledger, Left, Spent
+from rlm_graph.state import Reply
+from rlm_graph.tree import Tree
+
+MAX = Limits(max_calls=12, max_tokens=1_000, max_cost=1.0)
+
+
+def spent(tokens: int, cost: float | None = 0.0, depth: int = 1, model: str = "m") -> Spent:
+    return Spent(model, depth, tokens, 0, cost)
+
+
+def within(left: Left) -> bool:
+    return left.calls >= 0 and left.tokens is not None and left.tokens >= 0 and left.cost is not None and left.cost >= 0
+
+
+ONE_CALL = st.tuples(
+    st.integers(1, 400),  # tokens that it may come to
+    st.integers(0, 100),  # what it does come to, in hundredths of that
+    st.sampled_from(["settle", "settle twice", "fail", "cancel"]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ONE_CALL, max_size=30), st.randoms(use_true_random=False))
+def test_in_any_order_of_events_nothing_exceeds_a_limit_and_all_is_settled(
+    calls: list[tuple[int, int, str]], rng: random.Random
+) -> None:
+    ledger = Ledger(MAX)
+    steps = [(str(n), *call) for n, call in enumerate(calls)]
+    waiting, in_flight, queued = list(steps), [], set[str]()
+    while waiting or in_flight:
+        if waiting and (not in_flight or rng.random() < 0.5):
+            id, most, *_ = step = waiting.pop(rng.randrange(len(waiting)))
+            if ledger.reserve([id]) == "reserved":
+                match ledger.hold(id, Amount(most, most / 1_000)):
+                    case "held":
+                        queued.discard(id)
+                        in_flight.append(step)
+                    case "later":
+                        assert in_flight or queued - {id}  # calls in flight, or others that came before
+                        queued.add(id)
+                        waiting.append(step)
+                    case _:
+                        queued.discard(id)
+                        ledger.refuse([id])
+        else:
+            id, most, share, ends = in_flight.pop(rng.randrange(len(in_flight)))
+            ended(ledger, id, most * share // 100, ends)
+        assert within(ledger.left())
+    usage = ledger.usage()
+    assert ledger.left().calls == 12 - usage["calls"]
+    assert ledger.left().tokens == 1_000 - usage["input_tokens"]  # nothing is held any more
+    assert usage["calls"] + usage["refused"] >= len(calls)
+
+
+def ended(ledger: Ledger, id: str, tokens: int, ends: str) -> None:
+    if ends == "cancel":
+        ledger.release(id)
+        return
+    for _ in range(1 + (ends == "settle twice")):
+        failed = ends == "fail"
+        ledger.settle(id, None if failed else spent(tokens, tokens / 1_000), failed=failed)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(ONE_CALL, min_size=8, max_size=40))
+def test_in_any_number_of_threads_nothing_exceeds_a_limit(calls: list[tuple[int, int, str]]) -> None:
+    ledger = Ledger(MAX)
+    seen: list[Left] = []
+
+    def one(numbered: tuple[int, tuple[int, int, str]]) -> None:
+        number, (most, share, ends) = numbered
+        id = str(number)
+        if ledger.reserve([id]) != "reserved":
+            return
+        while (verdict := ledger.hold(id, Amount(most, most / 1_000))) == "later":
+            seen.append(ledger.left())
+        if verdict == "held":
+            seen.append(ledger.left())
+            ended(ledger, id, most * share // 100, ends)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(one, enumerate(calls)))
+    assert all(map(within, seen))
+    assert ledger.left().tokens == 1_000 - ledger.usage()["input_tokens"]
+
+
+def test_a_call_that_fits_only_when_others_come_to_less_waits_for_them() -> None:
+    ledger = Ledger(Limits(max_tokens=100))
+    assert ledger.hold("a", Amount(80)) == "held"
+    assert ledger.hold("b", Amount(80)) == "later"
+    ledger.settle("a", spent(10))
+    assert ledger.hold("b", Amount(80)) == "held"
+    ledger.settle("b", spent(80))
+    assert ledger.hold("c", Amount(80)) == "max_tokens"
+    assert ledger.limit_reached() == "max_tokens"
+
+
+def test_what_came_counts_also_where_it_is_more_than_was_held() -> None:
+    ledger = Ledger(Limits(max_tokens=100))
+    ledger.hold("a", Amount(50))
+    ledger.settle("a", spent(400))
+    assert (ledger.usage()["input_tokens"], ledger.hold("b", Amount(1))) == (400, "max_tokens")
+
+
+def test_calls_leave_room_for_the_top_s_next_turn() -> None:
+    ledger = Ledger(Limits(max_tokens=1_000))
+    assert ledger.hold("turn", Amount(200), Amount(300)) == "held"
+    ledger.turn("turn", spent(100, depth=0))
+    assert ledger.left().tokens == 600
+    assert ledger.hold("call", Amount(601)) == "max_tokens"
+    assert ledger.hold("next turn", Amount(900), Amount(0)) == "held"
+
+
+def test_prompts_that_do_not_fit_are_refused_before_any_of_them_is_sent() -> None:
+    ledger = Ledger(Limits(max_tokens=1_000, max_cost=1.0))
+    assert ledger.reserve(["a", "b"], need=Amount(1_001)) == "max_tokens"
+    assert ledger.reserve(["a", "b"], need=Amount(10, 1.01)) == "max_cost"
+    assert ledger.usage()["refused"] == 2
+    assert ledger.reserve(["c"], need=Amount(10, 0.5)) == "reserved"
+    assert ledger.limit_reached() is None  # it made do with fewer
+
+
+def test_a_share_is_held_until_the_run_elsewhere_is_settled() -> None:
+    ledger = Ledger(Limits(max_calls=11, max_tokens=1_000, max_cost=2.0))
+    ledger.reserve(["remote"])
+    assert ledger.lend("remote", parts=2) == {"max_calls": 5, "max_tokens": 500, "max_cost": 1.0}
+    assert (ledger.left().calls, ledger.left().tokens, ledger.left().cost) == (5, 500, 1.0)
+    group = {"calls": 3, "input_tokens": 40, "output_tokens": 2, "cost": 0.25}
+    usage = {
+        "turns": 2,
+        "calls": 3,
+        "failed": 1,
+        "refused": 0,
+        "input_tokens": 40,
+        "output_tokens": 2,
+        "cost": 0.25,
+        "by_model": {"m": group},
+        "by_depth": {"0": group},
+    }
+    for _ in range(2):
+        ledger.settle_remote("remote", usage, depth=1)
+    assert (ledger.left().calls, ledger.left().tokens, ledger.left().cost) == (7, 958, 1.75)
+    told = ledger.usage()
+    assert (told["turns"], told["calls"], told["cost"], told["by_depth"]) == (2, 4, 0.25, {"1": group})
+
+
+def test_an_unknown_price_is_said_and_not_taken_for_zero() -> None:
+    ledger = Ledger(Limits())
+    ledger.settle("a", spent(1, 0.5, model="priced"))
+    assert ledger.usage()["cost"] == 0.5
+    ledger.settle("b", spent(1, None, model="other"))
+    usage = ledger.usage()
+    assert (usage["cost"], usage["by_model"]["priced"]["cost"], usage["by_model"]["other"]["cost"]) == (None, 0.5, None)
+
+
+def test_the_clock_stands_while_a_human_is_asked() -> None:
+    ledger = Ledger(Limits(max_seconds=100))
+    ledger.go_on(seconds=60.0)
+    ledger.pause()
+    paused = ledger.seconds()
+    assert 60 <= paused == ledger.seconds()
+    ledger.go_on()
+    assert (ledger.left().seconds or 0) <= 40
+
+
+async def test_another_process_makes_the_same_ledger_from_the_record() -> None:
+    store = InMemoryByteStore()
+    limits = Limits(max_tokens=1_000, max_cost=1.0, max_seconds=60.0)
+    tree = Tree("run.0", limits, store, 4, lasting=True)
+    tree.ledger.go_on(7.0)
+    await tree.record("a", Reply(text="ok"), spent(10, 0.1))
+    await tree.record("b", Reply(error="SubCallError", message="…"), None)
+    await tree.record("c", Reply(error="BudgetExceeded", message="…"))
+    await tree.refuse({"d": Reply(error="BudgetExceeded", message="…")}, "max_tokens")
+    await tree.record_turn("t", message(), spent(30, 0.3, depth=0))
+    await tree.record_remote("r", Reply(text="far"), remote_usage(), 1)
+    again = Tree("run.0", limits, store, 4, lasting=True)
+    for _ in range(2):
+        await again.rebuild()
+    before, after = tree.ledger.usage(), again.ledger.usage()
+    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+    assert (after["calls"], after["failed"], after["refused"], after["input_tokens"]) == (8, 1, 2, 45)
+    assert after["seconds"] >= 7.0
+    assert again.ledger.limit_reached() == "max_tokens"
+
+
+def message() -> Any:
+    from langchain_core.messages import AIMessage
+
+    return AIMessage("turn")
+
+
+def remote_usage() -> dict[str, Any]:
+    group = {"calls": 5, "input_tokens": 5, "output_tokens": 0, "cost": 0.0}
+    totals = {"turns": 1, "calls": 5, "failed": 0, "refused": 0, "input_tokens": 5, "output_tokens": 0, "cost": 0.0}
+    return {**totals, "by_model": {"m": group}, "by_depth": {"0": group}}
+
+
+async def test_what_outlives_the_time_is_cut_off_and_a_time_out_of_its_own_is_not_taken_for_that() -> None:
+    from rlm_graph.tree import NoRoom
+
+    tree = Tree("run.0", Limits(max_seconds=0.05), InMemoryByteStore(), 4, lasting=False)
+    tree.ledger.go_on()
+    with pytest.raises(NoRoom) as cut:
+        await tree.in_time(asyncio.sleep(30))
+    assert (cut.value.limit, cut.value.cut_off, tree.ledger.limit_reached()) == ("max_seconds", True, "max_seconds")
+
+    async def slow_server() -> None:
+        raise TimeoutError("the server's own")
+
+    with pytest.raises(TimeoutError, match="the server's own"):
+        await Tree("run.1", Limits(max_seconds=60), InMemoryByteStore(), 4, lasting=False).in_time(slow_server())
+
+
+@pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"max_cost": 0}, {"max_seconds": -1.0}, {"max_cost": float("nan")}])
+def test_a_budget_of_nothing_is_an_error_that_names_it(bad: dict[str, Any]) -> None:
+    [name] = bad
+    with pytest.raises(ValueError, match=rf"Limits\({name}=.*\): it must be"):
+        Limits(**bad)
