@@ -13,11 +13,13 @@ from rlm_graph.trace.trajectory import read_trace, write_trace
 if TYPE_CHECKING:
     from rlm_graph.integrations.chat_model import RLMChatModel
     from rlm_graph.integrations.middleware import RLMMiddleware
+    from rlm_graph.integrations.python_tool import create_python_tool
     from rlm_graph.integrations.tool import create_rlm_tool
 
 _ON_DEMAND = {
     "RLMChatModel": "rlm_graph.integrations.chat_model",
     "RLMMiddleware": "rlm_graph.integrations.middleware",
+    "create_python_tool": "rlm_graph.integrations.python_tool",
     "create_rlm_tool": "rlm_graph.integrations.tool",
 }
 """Names that are imported when they are first used: who needs only the graph waits for nothing else."""
@@ -28,6 +30,7 @@ __all__ = [
     "RLMChatModel",
     "RLMMiddleware",
     "build_rlm",
+    "create_python_tool",
     "create_rlm",
     "create_rlm_tool",
     "hold",

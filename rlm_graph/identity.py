@@ -53,7 +53,7 @@ def digest(journal: Iterable[Cell], sources: Sequence[Source]) -> str:
     past = NOTHING
     for cell in journal:
         if not cell["lost"]:
-            past = extended(past, cell["code"], sources[cell["context"]]["id"])
+            past = extended(past, cell["code"], sources[cell["context"]]["id"] if sources else NOTHING)
     return past
 
 

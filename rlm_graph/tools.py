@@ -45,11 +45,17 @@ class Spec(TypedDict):
     """Whether arguments of other names may be given."""
 
 
-_TAKEN = frozenset(
-    {*call_names(Calls()), *exit_names(), *answer_names({}, list, print), *dir(builtins)}
-    | {name for name in vars(Toolkit) if not name.startswith("_")}
-    | {"Document", "Piece", "answer", "candidates", "chunks", "context", "sub_call", "Result"}
+PLAIN_NAMES = frozenset(
+    {name for name, each in call_names(Calls()).items() if isinstance(each, type)}
+    | {*exit_names(), *dir(builtins), "Document", "context"}
 )
+"""Names that every kernel has."""
+RLM_NAMES = frozenset(
+    {*PLAIN_NAMES, *call_names(Calls()), *answer_names({}, list, print)}
+    | {name for name in vars(Toolkit) if not name.startswith("_")}
+    | {"Piece", "answer", "candidates", "chunks", "sub_call", "asub_call", "Result"}
+)
+"""Names that an RLM's kernel has."""
 _OLDER_CONTEXT = re.compile(r"context_\d+")
 _MESSAGE_CHARS = 2_000
 _TYPE_CHARS = 160
@@ -71,23 +77,29 @@ class UserTool:
     call_id: bool
 
 
-def user_tools(tools: Iterable[BaseTool | Callable[..., Any]]) -> tuple[UserTool, ...]:
+def user_tools(
+    tools: Iterable[BaseTool | Callable[..., Any]], taken: frozenset[str] = RLM_NAMES
+) -> tuple[UserTool, ...]:
     """Takes in tools: LangChain's, those of MCP servers, or plain functions with a docstring.
+
+    Args:
+        tools: The tools.
+        taken: Names that none may have.
 
     Raises:
         UnusableTool: One is no tool, its name cannot be a name in the kernel, or it wants what nobody can give it here.
     """
-    taken = [_user_tool(each) for each in tools]
-    names = [each.spec["name"] for each in taken]
+    made = [_user_tool(each, taken) for each in tools]
+    names = [each.spec["name"] for each in made]
     for name in names:
         if names.count(name) > 1:
             raise UnusableTool(f"two tools are named {name!r}: rename one")
-    return tuple(taken)
+    return tuple(made)
 
 
-def _user_tool(given: Any) -> UserTool:
+def _user_tool(given: Any, taken: frozenset[str]) -> UserTool:
     tool = _as_tool(given)
-    _check_name(tool.name)
+    _check_name(tool.name, taken)
     injected = _injected(tool)
     unfilled = [name for name, (kind, required) in injected.items() if required and kind != "call id"]
     if unfilled:
@@ -110,11 +122,11 @@ def _as_tool(given: Any) -> BaseTool:
         raise UnusableTool(f"the function {getattr(given, '__name__', given)!r} is no tool: {error}") from error
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, taken: frozenset[str]) -> None:
     advice = "rename it, e.g. tool.model_copy(update={'name': …})"
     if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
         raise UnusableTool(f"the tool's name {name!r} cannot be a function's name: {advice}")
-    if name in _TAKEN or _OLDER_CONTEXT.fullmatch(name):
+    if name in taken or _OLDER_CONTEXT.fullmatch(name):
         raise UnusableTool(f"the tool's name {name!r} is taken in the kernel: {advice}")
 
 

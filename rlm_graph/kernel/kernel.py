@@ -28,6 +28,7 @@ class Work:
     Attributes:
         run: Run id.
         depth: Depth of the RLM.
+        index: Number of the cell that is running or next.
         journal: The cells that have ended.
         sources: The contexts of the thread, by the cells' `context`; the last is the present one.
         cell: Code of the cell that is running or next; None when none is.
@@ -36,10 +37,12 @@ class Work:
         model: Hash of the model that answers its calls, and its window in tokens where known.
         window: Tokens that model can be given.
         tools: What its code is told of the tools that it may call.
+        dialect: Whether it finds the RLM's own names: those that ask models, and the answer.
     """
 
     run: str
     depth: int
+    index: int
     journal: Sequence[Cell]
     sources: Sequence[Source]
     cell: str | None
@@ -48,10 +51,7 @@ class Work:
     model: str
     window: int | None
     tools: Sequence[Mapping[str, Any]] = ()
-
-    @property
-    def index(self) -> int:
-        return len(self.journal)
+    dialect: bool = True
 
     @property
     def digest(self) -> str:
@@ -141,8 +141,9 @@ class Kernel:
 
     def serves(self, work: Work) -> bool:
         """Whether this kernel has run exactly this journal, and may run or go on with the cell."""
-        fits = self._digest == work.digest and self._running in (None, work.cell)
-        return fits and self.session.alive
+        begun = self.work if self.busy else None
+        same = begun is None or (begun.cell, begun.index) == (work.cell, work.index)
+        return same and self._digest == work.digest and self.session.alive
 
     @property
     def busy(self) -> bool:
@@ -159,7 +160,8 @@ class Kernel:
         self.failed, self.refused, self.deferred = set(), set(), set()
         self.attempts, self.checked = {}, Counter()
         self._payloads.clear()
-        facts = {"phase": work.phase, "window": work.window, "reset_answer": fresh, "tools": list(work.tools)}
+        facts: dict[str, Any] = {"phase": work.phase, "window": work.window, "reset_answer": fresh}
+        facts |= {"tools": list(work.tools), "dialect": work.dialect}
         self._take(await self.session.run(work.index, work.cell, facts=facts), work)
 
     async def advance(self, work: Work, *, gather: bool = True) -> list[str]:
@@ -192,7 +194,7 @@ class Kernel:
         """The ended cell's outcome; the kernel has now run the journal with this cell added."""
         assert self.outcome is not None and work.cell is not None
         outcome, self.outcome, self._running = self.outcome, None, None
-        self._digest = extended(self._digest, work.cell, work.sources[-1]["id"])
+        self._digest = extended(self._digest, work.cell, work.sources[-1]["id"] if work.sources else NOTHING)
         return outcome
 
     def _take(self, event: Waiting | Done, work: Work) -> list[str]:
@@ -250,6 +252,7 @@ def _as_it_was(work: Work, position: int) -> Work:
     cell = work.journal[position]
     return replace(
         work,
+        index=cell["index"],
         journal=work.journal[:position],
         sources=work.sources[: cell["context"] + 1],
         cell=cell["code"],

@@ -11,7 +11,7 @@ import concurrent.futures
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -176,6 +176,38 @@ async def kernel_for(
     background().loop.call_soon_threadsafe(_sweep_later)
     await kernel.replay(work, store, replies)
     return kernel
+
+
+async def kernel_that(
+    has_worked: Callable[[Kernel], Awaitable[None]],
+    hold: Holding,
+    work: Work,
+    options: KernelOptions,
+    store: Any,
+    replies: Replies,
+    *,
+    lasting: bool,
+) -> Kernel:
+    """The kernel for this work, held, once `has_worked` has brought its cell to where it is wanted.
+
+    One that was killed from outside, or made room for others, is rebuilt and the cell begun again; a cell under which
+    it is killed a second time is taken for the cause.
+
+    Raises:
+        KernelError: It did not start (cause `start`), or the cell ended it.
+    """
+    while True:
+        try:
+            kernel = await kernel_for(hold, work, options, store, replies, lasting=lasting)
+            await has_worked(kernel)
+            return kernel
+        except KernelError as error:
+            made_room = hold.kernel is not None and hold.kernel.made_room
+            hold.drop()
+            hold.take(None)
+            from_outside = error.cause in {"signal", "start"} and died(work.run, work.index) < 2
+            if not made_room and not from_outside:
+                raise
 
 
 async def close_run(run: str) -> None:

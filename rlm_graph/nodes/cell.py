@@ -76,6 +76,7 @@ def work_of(state: State, settings: Settings, depth: int) -> Work:
     return Work(
         run=state["run"],
         depth=depth,
+        index=len(state.get("journal") or []),
         journal=state.get("journal") or [],
         sources=state["sources"],
         cell=running["code"] if running else None,
@@ -139,26 +140,16 @@ async def _run(state: State, work: Work, tree: Tree, settings: Settings, reporte
 async def kernel_at_rest(hold: pool.Holding, work: Work, tree: Tree, settings: Settings) -> Kernel:
     """The kernel, its cell ended or waiting for calls that are not on record.
 
-    One that was killed from outside, or made room for others, is rebuilt and the cell begun again; a cell under which
-    it is killed a second time is taken for the cause.
-
     Raises:
         KernelError: It did not start (cause `start`), or the cell ended it.
     """
-    while True:
-        try:
-            kernel = await pool.kernel_for(
-                hold, work, settings.kernel_options(), settings.store, tree.replies, lasting=tree.lasting
-            )
-            await _until_it_waits(kernel, work, tree, settings)
-            return kernel
-        except KernelError as error:
-            made_room = hold.kernel is not None and hold.kernel.made_room
-            hold.drop()
-            hold.take(None)
-            from_outside = error.cause in {"signal", "start"} and pool.died(work.run, work.index) < 2
-            if not made_room and not from_outside:
-                raise
+
+    async def until_it_waits(kernel: Kernel) -> None:
+        await _until_it_waits(kernel, work, tree, settings)
+
+    return await pool.kernel_that(
+        until_it_waits, hold, work, settings.kernel_options(), settings.store, tree.replies, lasting=tree.lasting
+    )
 
 
 async def _until_it_waits(kernel: Kernel, work: Work, tree: Tree, settings: Settings) -> None:

@@ -54,11 +54,15 @@ class Desk:
         self._before = self._answer_value()
         self.index = 0
         self.running = False
-        self._names = call_names(self._calls) | exit_names() | {"Document": Document}
-        self._names |= answer_names(namespace, self._own_variables, self._deliver)
+        calls = call_names(self._calls)
+        errors = {name: each for name, each in calls.items() if isinstance(each, type)}
+        self._plain = errors | exit_names() | {"Document": Document}
+        """What is there also where no RLM is: for a tool that runs Python."""
+        self._names = calls | self._plain | answer_names(namespace, self._own_variables, self._deliver)
         self._results: list[Result] = []
         places = Places()
-        self._names |= self._toolkit(places)
+        self._kit = self._toolkit(places)
+        self._names |= self._kit
         self._names |= sub_call_names(
             self._calls, lambda: self._bound.get("context"), lambda: self._facts, places, self._results.extend
         )
@@ -129,9 +133,11 @@ class Desk:
             self._namespace.pop(name, None)
         self._make_tools(self._facts.get("tools") or [])
         self._namespace.update(self._tools)
-        self._namespace.update(self._names)
+        if self._facts.get("dialect", True):
+            self._namespace.update(self._names, answer=self._answer)
+        else:
+            self._namespace.update(self._plain | (self._kit if self._bound else {}))
         self._namespace.update(self._bound)
-        self._namespace["answer"] = self._answer
         self.running = True
         self._calls.open()
 
