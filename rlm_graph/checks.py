@@ -15,7 +15,7 @@ from typing import Any, Literal
 import json_repair
 import jsonschema_rs
 
-from rlm_graph import evidence, models, prompts
+from rlm_graph import asks, evidence, models
 from rlm_graph.identity import content_hash
 from rlm_graph.state import Reply
 
@@ -163,9 +163,9 @@ def settle(ask: Ask, replies: Sequence[Reply], verify: Verify) -> Round:
                 state.settled[id] = checked
                 del state.open[id]
             elif len(opinions[id]) > 1:
-                state.open[id] = _with_why(opinions[id][0], prompts.DISAGREE)
+                state.open[id] = _with_why(opinions[id][0], asks.DISAGREE)
             else:
-                state.open[id] = _with_why(checked, prompts.ONE_OPINION)
+                state.open[id] = _with_why(checked, asks.ONE_OPINION)
     return state
 
 
@@ -194,9 +194,9 @@ def _check(
     verify: Verify,
 ) -> Checked:
     if not rows:
-        return Checked("failed", why=prompts.NO_RESULT if readable else prompts.NO_JSON)
+        return Checked("failed", why=asks.NO_RESULT if readable else asks.NO_JSON)
     if any(row["answer"] != rows[0]["answer"] for row in rows[1:]):
-        return Checked("failed", why=prompts.TWO_RESULTS)
+        return Checked("failed", why=asks.TWO_RESULTS)
     answer, confidence = rows[0]["answer"], _confidence(rows[0].get("confidence"))
     if answer is None:
         return Checked("absent", confidence=confidence, why=_doubt(confidence, verify))
@@ -210,21 +210,21 @@ def _check(
     if verify == "off":
         why = ""
     elif invented:
-        why = prompts.NOT_IN_TEXT.format(quote=invented[0][:200])
+        why = asks.NOT_IN_TEXT.format(quote=invented[0][:200])
     elif ask.quotes and status == "found" and not spans:
-        why = prompts.NO_QUOTE
+        why = asks.NO_QUOTE
     return Checked(status, answer, spans, confidence, why)
 
 
 def _fault(answer: Any, check: jsonschema_rs.Validator | None) -> str:
     """What is wrong with an answer's form."""
     if check is None:
-        return "" if isinstance(answer, str) else prompts.NOT_A_STRING
+        return "" if isinstance(answer, str) else asks.NOT_A_STRING
     error = next(iter(check.iter_errors(answer)), None)
     if error is None:
         return ""
     place = "".join(f"[{part!r}]" for part in error.instance_path)
-    return prompts.NOT_THE_SCHEMA.format(place=place, error=error.message[:_REASON_CHARS])
+    return asks.NOT_THE_SCHEMA.format(place=place, error=error.message[:_REASON_CHARS])
 
 
 def _spans(quotes: Sequence[str], text: str) -> tuple[tuple[tuple[int, int], ...], list[str]]:
@@ -246,7 +246,7 @@ def _confidence(value: Any) -> float | None:
 
 def _doubt(confidence: float | None, verify: Verify) -> str:
     doubtful = verify != "off" and confidence is not None and confidence < CONFIDENT
-    return prompts.NOT_SURE.format(confidence=confidence, least=CONFIDENT) if doubtful else ""
+    return asks.NOT_SURE.format(confidence=confidence, least=CONFIDENT) if doubtful else ""
 
 
 def _with_why(checked: Checked, why: str) -> Checked:
@@ -275,7 +275,7 @@ def delivered(ask: Ask, state: Round, verify: Verify) -> str:
 
 
 def _row(checked: Checked | None, verify: Verify) -> dict[str, Any]:
-    checked = checked or Checked("failed", why=prompts.NO_RESULT)
+    checked = checked or Checked("failed", why=asks.NO_RESULT)
     verified = not checked.why and verify != "off"
     return {
         "status": checked.status,
@@ -283,7 +283,7 @@ def _row(checked: Checked | None, verify: Verify) -> dict[str, Any]:
         "quotes": [list(span) for span in checked.quotes],
         "confidence": checked.confidence,
         "verified": verified,
-        "why": checked.why or ("" if verified else prompts.NOT_CHECKED),
+        "why": checked.why or ("" if verified else asks.NOT_CHECKED),
     }
 
 

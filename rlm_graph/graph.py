@@ -29,6 +29,7 @@ from rlm_graph.nodes.probe import probe
 from rlm_graph.nodes.sub_call import sub_call
 from rlm_graph.nodes.verify import verify as verify_node
 from rlm_graph.prices import Prices
+from rlm_graph.response import format_of
 from rlm_graph.settings import Model, Settings, costs_of, models_by_depth
 from rlm_graph.state import Input, NestedInput, Output, State
 from rlm_graph.store import default_store
@@ -44,6 +45,7 @@ def create_rlm(
     sub_model: Model | Sequence[Model] | None = None,
     *,
     tools: Sequence[BaseTool | Callable[..., Any]] = (),
+    response_format: Any = None,
     system_prompt: str | None = None,
     limits: Limits | None = None,
     direct_below: int = 16_000,
@@ -70,6 +72,9 @@ def create_rlm(
             the root's own model.
         tools: Functions for the kernel's code: LangChain tools, those of MCP servers, or plain functions with a
             docstring. They run here, count as calls, and may ask a human with `interrupt()`. Nested RLMs have them too.
+        response_format: What the answer must look like: a pydantic class, a dataclass, a TypedDict or a JSON schema. An
+            answer of another form goes back to the root with what is wrong; the output has it as
+            `structured_response`.
         system_prompt: Instructions of yours to the root, beside ours.
         limits: How much one question may do.
         direct_below: Tokens below which the context goes straight into one prompt of the root; 0: never.
@@ -116,6 +121,7 @@ def create_rlm(
         model,
         sub_model,
         tools=tools,
+        response_format=response_format,
         system_prompt=system_prompt,
         limits=limits,
         direct_below=direct_below,
@@ -137,6 +143,7 @@ def build_rlm(
     sub_model: Model | Sequence[Model] | None = None,
     *,
     tools: Sequence[BaseTool | Callable[..., Any]] = (),
+    response_format: Any = None,
     system_prompt: str | None = None,
     limits: Limits | None = None,
     direct_below: int = 16_000,
@@ -156,6 +163,7 @@ def build_rlm(
         model: See `create_rlm`, as for all the others.
         sub_model: …
         tools: …
+        response_format: …
         system_prompt: …
         limits: …
         direct_below: …
@@ -197,6 +205,7 @@ def build_rlm(
         costs=costs_of(of_each, prices, limits, asked_above),
         isolation=isolation,
         verify=verify,
+        format=format_of(response_format),
         contexts=dict(contexts or {}),
         sub_graph=sub_graph,
         name=name,

@@ -20,6 +20,7 @@ from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.ledger import Limits
 from rlm_graph.prices import Cost, Prices
+from rlm_graph.response import Format
 from rlm_graph.tools import UserTool
 
 Model = BaseChatModel | Runnable[Any, AIMessage] | str
@@ -43,6 +44,7 @@ class Settings:
         sub_graph: Where nested RLMs run; None: here.
         name: Who says the answer, in a conversation.
         tools: What the kernel's code may call beside models.
+        format: What the answer must look like; None: nothing particular.
         verify: How the answers of `sub_call(…)` are checked.
     """
 
@@ -60,6 +62,7 @@ class Settings:
     name: str = "rlm"
     tools: tuple[UserTool, ...] = ()
     verify: Verify = "evidence"
+    format: Format | None = None
 
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""
@@ -68,6 +71,10 @@ class Settings:
     def cost(self, depth: int) -> Cost | None:
         """How to price the calls of the model that works at `depth`."""
         return self.costs[min(depth, len(self.costs) - 1)] if self.costs else None
+
+    def schema(self, depth: int) -> dict[str, Any] | None:
+        """JSON schema of the answer of the RLM at `depth`: only the one at the top answers the caller."""
+        return self.format.schema if self.format is not None and depth == 0 else None
 
     def kernel_options(self) -> KernelOptions:
         """The kernel's share of the limits."""

@@ -18,6 +18,8 @@ from langgraph.managed import RemainingSteps
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
+from rlm_graph.outcome import Citation, Coverage
+
 Phase = Literal["probe", "filter", "chunk", "compose"]
 PHASES: tuple[Phase, ...] = ("probe", "filter", "chunk", "compose")
 
@@ -201,6 +203,8 @@ class Draft(TypedDict):
     ready: bool
     content: Any
     """The value, or where it is large its key in the content store as `{"stored": key}`."""
+    cited: NotRequired[str]
+    """Key of the passages that it rests on, as the kernel gave them: not checked yet."""
 
 
 class Start(TypedDict):
@@ -340,6 +344,12 @@ class Output(TypedDict, total=False):
     stop_reason: StopReason | None
     warnings: list[str]
     """What did not go as it should, though the run went on: a kernel that was rebuilt and ran another way."""
+    citations: list[Citation]
+    coverage: Coverage
+    structured_response: Any
+    """The answer as `response_format` wants it; None where it could not be had."""
+    verified: int
+    """How many answers of `sub_call(…)` stood the check."""
 
 
 class State(Input, Output, total=False):

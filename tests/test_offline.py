@@ -45,6 +45,8 @@ class Run:
     def context(self) -> Any:
         return self.value
 
+    def scanned(self, source: str | int, start: int, end: int) -> None: ...
+
     def ask(self, question: str, turns: int = 6) -> str:
         space: dict[str, Any] = {"context": self.value, "answer": {"content": "", "ready": False}}
         space |= names(self) | {"llm_query_batched": self.read} | dict.fromkeys(self.broken)

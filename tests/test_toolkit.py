@@ -34,6 +34,8 @@ class Kernel:
     def context(self) -> Any:
         return self.value
 
+    def scanned(self, source: str | int, start: int, end: int) -> None: ...
+
 
 def tool(name: str, context: Any = PLAY) -> Callable[..., Any]:
     found = names(Kernel(context))[name]
@@ -153,7 +155,7 @@ def test_search_without_a_match_is_empty() -> None:
 def test_search_prints_nothing() -> None:
     code = (
         "from rlm_graph.kernel.inside.toolkit import names\n"
-        "class Kernel:\n    def context(self): return 'a soft light'\n"
+        "class Kernel:\n    def context(self): return 'a soft light'\n    def scanned(self, *_): ...\n"
         "names(Kernel())['search']('soft')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

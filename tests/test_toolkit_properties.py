@@ -34,6 +34,8 @@ class Kernel:
     def context(self) -> Any:
         return self.value
 
+    def scanned(self, source: str | int, start: int, end: int) -> None: ...
+
 
 def check(results: Any, expected: Any, whole: str) -> None:
     """The same texts as those of a plain `str`, each a piece whose place is true."""

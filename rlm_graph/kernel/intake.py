@@ -13,6 +13,7 @@ _SLACK = 500
 _ERROR_LIMIT = 8_000
 _NAME_LIMIT = 200
 _VARIABLES = 40
+_UNREAD = 20
 _KINDS = frozenset(get_args(CallKind))
 
 
@@ -76,6 +77,7 @@ def read_report(arg: dict[str, Any], output_limit: int) -> Done:
             "vars": _read_variables(arg.get("vars")),
             "candidates": _read_summary(arg.get("candidates")),
             "chunks": _read_summary(arg.get("chunks")),
+            "coverage": _read_coverage(arg.get("coverage")),
         },
     )
 
@@ -90,7 +92,34 @@ def _read_answer(value: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict) or "content" not in value:
         raise Malformed("an answer without content")
-    return {"content": value["content"], "ready": value.get("ready") is True}
+    return {
+        "content": value["content"],
+        "ready": value.get("ready") is True,
+        "citations": _read_citations(value.get("citations")),
+    }
+
+
+def _read_citations(value: Any) -> dict[str, Any]:
+    rows = value.get("passages") if isinstance(value, dict) else None
+    passages = [row for row in rows if _is_passage(row)] if isinstance(rows, list) else []
+    return {"passages": passages, "more": _whole(value.get("more")) if isinstance(value, dict) else 0}
+
+
+def _is_passage(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 4 and _is_span(row[:3]) and isinstance(row[3], str)
+
+
+def _is_span(row: Any) -> bool:
+    if not (isinstance(row, list) and len(row) == 3 and isinstance(row[0], str | int)):
+        return False
+    return type(row[1]) is int and type(row[2]) is int and 0 <= row[1] <= row[2]
+
+
+def _read_coverage(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict) or not isinstance(value.get("unread"), list):
+        return None
+    unread = [row for row in value["unread"][:_UNREAD] if _is_span(row)]
+    return {name: _whole(value.get(name)) for name in ("chars", "scanned", "read", "unread_more")} | {"unread": unread}
 
 
 def _read_variables(value: Any) -> list[list[Any]]:

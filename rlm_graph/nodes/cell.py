@@ -173,6 +173,8 @@ async def _recorded(
     cell = _cell(state, work, done.stdout, done.error, _reported(done, state, reported))
     cell["asked"], cell["failed"], cell["refused"] = len(asked), failed, refused
     cell["calls"] = await tree.put(asked) if asked else None
+    if coverage := done.report.get("coverage"):
+        cell["report"]["coverage"] = coverage
     if checked:
         cell["report"]["checked"] = dict(checked)
     return cell, await _draft(done, tree)
@@ -185,7 +187,11 @@ async def _draft(done: Done, tree: Tree) -> Draft | None:
     if len(content) if isinstance(content, str) else content not in (None, [], {}):
         small = isinstance(content, str) and len(content) <= INLINE
         content = content if small else {"stored": await tree.put(content)}
-    return {"ready": bool(done.answer.get("ready")), "content": content}
+    draft: Draft = {"ready": bool(done.answer.get("ready")), "content": content}
+    cited = done.answer.get("citations")
+    if cited and (cited["passages"] or cited["more"]):
+        draft["cited"] = await tree.put(cited)
+    return draft
 
 
 def _reported(done: Done, state: State, reported: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
-from rlm_graph import checks, models, paid, prompts
+from rlm_graph import asks, checks, models, paid, prompts
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Spent
 from rlm_graph.nodes.plain_call import Answer
@@ -58,4 +58,4 @@ def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableCon
 def prompt_of(asked: Asked) -> str:
     """The prompt of an attempt at a structured ask."""
     ask, notes = checks.read_ask(asked["context"]), asked["context"].get("notes") or {}
-    return prompts.checked_ask(asked["prompt"], ask.texts, ask.schema, quotes=ask.quotes, notes=notes)
+    return asks.checked_ask(asked["prompt"], ask.texts, ask.schema, quotes=ask.quotes, notes=notes)

@@ -7,19 +7,21 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import flow, models, prompts
+from rlm_graph.citations import coverage_of, standing
 from rlm_graph.context import read_text
-from rlm_graph.errors import ModelError
+from rlm_graph.errors import ContextError, ModelError
 from rlm_graph.kernel import pool
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, run_cell
 from rlm_graph.nodes.plan import reply_of, root_reply, turn_id
+from rlm_graph.response import structured
 from rlm_graph.settings import Settings
-from rlm_graph.state import State, StopReason
+from rlm_graph.state import Draft, State, StopReason
 from rlm_graph.tree import NoRoom, Tree, forget_tree, tree_of
 
 
@@ -37,6 +39,8 @@ def compose(settings: Settings, depth: int) -> Node:
         after = cast(State, {**state, **update})
         if "journal" in update:
             after["journal"] = [*(state.get("journal") or []), *update["journal"]]
+        in_form = await _in_form(after, state["errors"], tree, settings, depth)
+        update, after = {**update, **in_form}, cast(State, {**after, **in_form})
         reason = flow.ending(after, settings.limits)
         if reason is None:
             return update
@@ -45,37 +49,62 @@ def compose(settings: Settings, depth: int) -> Node:
     return Node(act, "compose")
 
 
+async def _in_form(state: State, errors: int, tree: Tree, settings: Settings, depth: int) -> dict[str, Any]:
+    """A delivered answer in the form asked for; one that does not have it goes back to the root."""
+    draft = state.get("draft")
+    if settings.format is None or depth or draft is None or not draft["ready"]:
+        return {}
+    try:
+        return {"structured_response": structured(settings.format, await _content(draft, tree))}
+    except ValueError as error:
+        notice = "\n".join(filter(None, [state["notice"], str(error)]))
+        unready: Draft = {**draft, "ready": False}
+        return {"draft": unready, "queue": [], "notice": notice, "errors": errors + 1, "phase": "compose"}
+
+
 async def _directly(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> dict[str, Any]:
     try:
-        message, warnings = await _direct(state, tree, settings, config)
+        message, made, warnings = await _direct(state, tree, settings, config)
     except NoRoom as no_room:
         return await _end(state, tree, settings, 0, "", no_room.limit)
     told = cast(State, {**state, "warnings": [*(state.get("warnings") or []), *warnings]})
-    return await _end(told, tree, settings, 0, message.text, "direct", message.id)
+    ended = await _end(told, tree, settings, 0, message.text, "direct", message.id)
+    return {**ended, "structured_response": made}
 
 
-async def _direct(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> tuple[AIMessage, list[str]]:
+async def _direct(
+    state: State, tree: Tree, settings: Settings, config: RunnableConfig
+) -> tuple[AIMessage, Any, list[str]]:
+    """The root's answer from the whole text, the same in the form asked for, and what is to be said of it."""
     text = await asyncio.to_thread(read_text, state["sources"][-1], settings.store)
     left_out = state["sources"][-1].get("left_out") or []
     messages = prompts.direct_messages(
-        state["asked"], text, left_out, state.get("earlier") or [], settings.system_prompt
+        state["asked"], text, left_out, state.get("earlier") or [], settings.system_prompt, settings.schema(0)
     )
     # A root that is no language model cannot read; where the sub-model is one, it answers.
     depth = 1 if models.note_of(settings.model(0)) else 0
-    id = turn_id(settings, depth, state["run"], messages)
-    message = await root_reply(tree, settings, depth, state["run"], id, messages, config)
-    reply = reply_of(message, models.name_of(settings.model(depth)))
-    if reply.error is not None and not message.text.strip():
-        raise ModelError(reply.message)
-    return message, [reply.message] if reply.error is not None else []
+    wrong = ""
+    for _ in range(settings.limits.max_errors):
+        id = turn_id(settings, depth, state["run"], messages)
+        message = await root_reply(tree, settings, depth, state["run"], id, messages, config)
+        reply = reply_of(message, models.name_of(settings.model(depth)))
+        if reply.error is not None and not message.text.strip():
+            raise ModelError(reply.message)
+        warnings = [reply.message] if reply.error is not None else []
+        if settings.format is None:
+            return message, None, warnings
+        try:
+            return message, structured(settings.format, message.text), warnings
+        except ValueError as error:
+            wrong = str(error)
+            messages = [*messages, AIMessage(message.text), HumanMessage(wrong)]
+    return message, None, [*warnings, wrong]
 
 
 async def best_answer(state: State, tree: Tree) -> str:
     """The answer as delivered; where none was, what comes nearest: a draft, the root's prose, the last output."""
     draft = state.get("draft")
-    content = draft["content"] if draft else None
-    if isinstance(content, dict) and set(content) == {"stored"}:
-        content = await tree.get(content["stored"])
+    content = await _content(draft, tree) if draft else None
     if draft and (draft["ready"] or content not in (None, "")):
         return as_text(content)
     turns = (state.get("turns") or [])[state["start"]["turn"] :]
@@ -83,6 +112,11 @@ async def best_answer(state: State, tree: Tree) -> str:
     if turns and "```" not in turns[-1]["reply"] and turns[-1]["reply"].strip():
         return turns[-1]["reply"].strip()
     return next((c["stdout"].strip() for c in reversed(cells) if c["stdout"].strip()), "")
+
+
+async def _content(draft: Draft, tree: Tree) -> Any:
+    content = draft["content"]
+    return await tree.get(content["stored"]) if isinstance(content, dict) and set(content) == {"stored"} else content
 
 
 def _last_error(state: State) -> str:
@@ -113,6 +147,34 @@ def _ended_by(limit: StopReason, limits: Limits, usage: Mapping[str, Any]) -> st
     return f"{limit}: {used} used{missing}"
 
 
+async def _rests_on(
+    state: State, tree: Tree, settings: Settings, reason: StopReason
+) -> tuple[dict[str, Any], list[str]]:
+    """The citations, each looked up in the source itself, and how much of it was looked at; and what is amiss."""
+    source, draft = state["sources"][-1], state.get("draft")
+    cells = (state.get("journal") or [])[state["start"]["cell"] :]
+    warnings: list[str] = []
+    given: dict[str, Any] = {"passages": [], "more": 0}
+    if draft and "cited" in draft:
+        given = await tree.get(draft["cited"])
+    try:
+        citations = await asyncio.to_thread(standing, given["passages"], source, settings.store)
+    except ContextError as error:
+        citations = []
+        warnings.append(f"the citations could not be looked up, so there are none: {error}")
+    else:
+        if lost := len(given["passages"]) - len(citations):
+            warnings.append(f"{lost:,} passages do not stand in the source, so they are not cited")
+    if given["more"]:
+        warnings.append(f"{given['more']:,} further passages are not listed as citations")
+    told = {
+        "citations": citations,
+        "coverage": coverage_of(cells, source, direct=reason == "direct"),
+        "verified": sum(cell["report"].get("checked", {}).get("verified", 0) for cell in cells),
+    }
+    return told, warnings
+
+
 async def _end(
     state: State, tree: Tree, settings: Settings, depth: int, answer: str, reason: StopReason, id: str | None = None
 ) -> dict[str, Any]:
@@ -125,6 +187,9 @@ async def _end(
     if reason == "errors" and (why := _last_error(state)):
         warnings.append(f"the last cell failed: {why}")
     usage = tree.ledger.usage()
+    if depth == 0:
+        rests_on, unfounded = await _rests_on(state, tree, settings, reason)
+        warnings += unfounded
     if reason in ("max_calls", "max_tokens", "max_cost", "max_seconds"):
         warnings.append(_ended_by(reason, settings.limits, usage))
     ended: dict[str, Any] = {
@@ -144,6 +209,7 @@ async def _end(
         tokens = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
         said = AIMessage(answer, id=id, name=settings.name, response_metadata=metadata, usage_metadata=tokens)
         ended["messages"] = [said]
+        ended |= rests_on
         await tree.mark(ended=True)
         forget_tree(tree.id)
     return ended

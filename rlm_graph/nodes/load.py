@@ -86,6 +86,9 @@ def _opened(state: State, sources: list[Source]) -> dict[str, Any]:
         "over": None,
         "answer": None,
         "stop_reason": None,
+        "citations": [],
+        "structured_response": None,
+        "verified": 0,
         "warnings": [f"left out of the context: {line}" for line in sources[-1].get("left_out") or ()],
     }
 

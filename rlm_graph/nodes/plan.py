@@ -54,7 +54,9 @@ def plan(settings: Settings, depth: int) -> Node:
 def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn], note: str) -> list[BaseMessage]:
     """What the root is told before this turn."""
     return prompts.root_messages(
-        prompts.system_for(settings.limits, depth, settings.system_prompt, [t.spec for t in settings.tools]),
+        prompts.system_for(
+            settings.limits, depth, settings.system_prompt, [t.spec for t in settings.tools], settings.schema(depth)
+        ),
         state["asked"],
         describe(state["sources"][-1]),
         state.get("earlier") or [],

@@ -12,7 +12,7 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
-from rlm_graph import checks, prompts
+from rlm_graph import asks, checks
 from rlm_graph.flow import missing
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Attempt, Kernel
@@ -66,7 +66,7 @@ def _decided(
         try:
             decided[id] = next_of(id, call, replies, allowed, verify)
         except ValueError as error:
-            decided[id] = Reply(error="SubCallError", message=prompts.BAD_ASK.format(error=error))
+            decided[id] = Reply(error="SubCallError", message=asks.BAD_ASK.format(error=error))
     return decided
 
 
@@ -96,4 +96,4 @@ def next_of(id: str, call: Call, replies: list[Reply], allowed: int, verify: che
 
 def in_doubt(attempt: Attempt) -> Reply:
     """What the cell gets of an ask that cannot be asked again: what stands, and the rest marked."""
-    return Reply(text=checks.marked(attempt.so_far, prompts.NOT_ASKED_AGAIN))
+    return Reply(text=checks.marked(attempt.so_far, asks.NOT_ASKED_AGAIN))

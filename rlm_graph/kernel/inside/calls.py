@@ -118,6 +118,8 @@ class Calls:
         self._groups = count(1)
         self._pending: dict[int, tuple[Batch, int]] = {}
         self._open = False
+        self.heard: Callable[[Sequence[Request]], None] = _unheard
+        """Told of all requests that go."""
 
     def open(self) -> None:
         """Lets calls go: a cell starts."""
@@ -165,6 +167,7 @@ class Calls:
         wire = self.wire
         if wire is None or not wire.usable:
             raise RuntimeError("calls work in threads and in tasks, not in child processes")
+        self.heard(requests)
         batch = Batch(len(requests), wake)
         group = next(self._groups)
         numbers = [next(self._numbers) for _ in requests]
@@ -182,6 +185,9 @@ class Calls:
 
     def _fail(self, numbers: Sequence[int]) -> None:
         self.settle([(n, None, "SubCallError", "the cell ended before the answer came") for n in numbers])
+
+
+def _unheard(_: Sequence[Request]) -> None: ...
 
 
 def _finish(done: asyncio.Future[None]) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from json import loads
-from typing import Any
+from typing import Any, ClassVar
 
 from .calls import Calls, Request, SubCallError
 from .pieces import Piece, Places
@@ -32,6 +32,9 @@ class Result:
         status: "found"; "absent": the chunk does not say; "empty": an answer without content; "refused": the model
             would not answer; "failed": no answer came, or none that can be used.
     """
+
+    TOLD: ClassVar = ("answer", "quotes", "confidence", "verified", "why", "status")
+    """What of it is delivered, where it is part of the answer."""
 
     answer: Any
     quotes: list[str]
@@ -60,6 +63,7 @@ def sub_call_names(
     facts: Callable[[], dict[str, Any]],
     places: Places,
     keep: Callable[[list[Result]], None],
+    read: Callable[[str | int, int, int], None],
 ) -> dict[str, Any]:
     """Makes `sub_call` and `asub_call`."""
 
@@ -73,6 +77,9 @@ def sub_call_names(
             return [], Form(None, None), [], []
         form, quoted = form_of(name, schema), not pack if quotes is None else bool(quotes)
         groups = list(packed(texts, pack, facts().get("window")))
+        for text in texts:
+            if isinstance(text, Piece):
+                read(text.source, text.start, text.end)
         ask = {"schema": form.schema, "quotes": quoted}
         requests = [
             Request(

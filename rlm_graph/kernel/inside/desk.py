@@ -15,10 +15,12 @@ from typing import Any
 from . import output
 from .calls import Calls
 from .checked import Result, sub_call_names
+from .cited import citations
 from .dialect import Answer, answer_names, call_names, exit_names
 from .failures import describe
 from .load import Document, load
 from .pieces import Places
+from .reading import Reading
 from .user_tools import tool_names
 from .values import lenient, summary, variables
 from .wire import Wire
@@ -29,11 +31,10 @@ _NEEDED = ("print", "len")
 
 @dataclass(frozen=True, slots=True)
 class Env:
-    """What the toolkit may build upon: `names` are the dialect's functions and errors, by name."""
+    """What the toolkit builds upon."""
 
     context: Callable[[], Any]
-    facts: Callable[[], dict[str, Any]]
-    names: dict[str, Any]
+    scanned: Callable[[str | int, int, int], None]
 
 
 class Desk:
@@ -60,18 +61,20 @@ class Desk:
         """What is there also where no RLM is: for a tool that runs Python."""
         self._names = calls | self._plain | answer_names(namespace, self._own_variables, self._deliver)
         self._results: list[Result] = []
+        self._reading = Reading(self._context)
+        self._calls.heard = self._reading.heard
         places = Places()
         self._kit = self._toolkit(places)
         self._names |= self._kit
         self._names |= sub_call_names(
-            self._calls, lambda: self._bound.get("context"), lambda: self._facts, places, self._results.extend
+            self._calls, self._context, lambda: self._facts, places, self._results.extend, self._reading.read
         )
         self._tools: dict[str, Any] = {}
         self._specs: list[dict[str, Any]] = []
         self._known = {*namespace, *self._names, "answer"}
 
     def _toolkit(self, places: Places) -> dict[str, Any]:
-        env = Env(lambda: self._bound.get("context"), lambda: dict(self._facts), dict(self._names))
+        env = Env(self._context, self._reading.scanned)
         try:
             from .toolkit import names
 
@@ -79,6 +82,9 @@ class Desk:
         except Exception as error:  # the cells can do without
             print(f"no toolkit: {error!r}", file=sys.__stderr__)
             return {}
+
+    def _context(self) -> Any:
+        return self._bound.get("context")
 
     def attach(self, wire: Wire) -> None:
         self._wire = self._calls.wire = wire
@@ -127,6 +133,8 @@ class Desk:
         output.SCREEN.output = output.Output(arg["output"])
         if self._facts.get("reset_answer"):
             self._answer = Answer()
+            self._results.clear()
+            self._reading.reset()
         self._answer.touched = False
         self._before = self._answer_value()
         for name in _NEEDED:
@@ -173,6 +181,9 @@ class Desk:
             for name in ("candidates", "chunks"):
                 if name in self._namespace:
                     found[name] = summary(self._namespace[name], window)
+            found["coverage"] = self._reading.report()
+            if found["answer"] and found["answer"]["ready"]:
+                found["answer"]["citations"] = citations(self._answer, self._results)
         except Exception as error:  # a value of the model's that cannot be looked at is no reason to lose the rest
             print(f"no report on variables: {error!r}", file=sys.__stderr__)
         return found
@@ -181,6 +192,7 @@ class Desk:
         held: Any = self._namespace.get("answer")
         if held is not self._answer and _is_answer(held):
             self._answer = Answer(held.get("content", ""), held.get("ready", False))
+            self._answer.update({name: held[name] for name in held if name == "citations"})
             self._answer.touched = True
         value = self._answer_value()
         return value if self._answer.touched or value != self._before else None

@@ -35,6 +35,9 @@ class Env(Protocol):
     def context(self) -> Any:
         """The current value of `context`."""
 
+    def scanned(self, source: str | int, start: int, end: int) -> None:
+        """Takes note of what was searched."""
+
 
 @dataclass(frozen=True, slots=True)
 class Toolkit:
@@ -45,6 +48,10 @@ class Toolkit:
 
     def _texts(self, what: Any) -> Iterator[Placed]:
         return self.places.of(what, self.env.context())
+
+    def _note(self, placed: Placed, end: int) -> None:
+        if placed.known:
+            self.env.scanned(placed.source, placed.start, placed.start + end)
 
     def peek(self, what: Any = None, n: int = 500) -> str:
         """Sizes, and the head and tail of a text, or of the first and last items: about `2 * n` characters.
@@ -88,11 +95,14 @@ class Toolkit:
         """
         regex = re.compile(pattern, flags | re.MULTILINE) if isinstance(pattern, str) else pattern
         found: list[Piece] = []
-        for source, text, offset, _ in self._texts(what):
+        for placed in self._texts(what):
+            source, text, offset, _ = placed
             for start, end in matches(regex, text, before, after):
                 if limit is not None and len(found) >= limit:
+                    self._note(placed, start)
                     return found
                 found.append(Piece(raw(text, start, end), source, offset + start))
+            self._note(placed, len(text))
         return found
 
     def search(self, query: str, what: Any = None, k: int = 10) -> list[Piece]:
@@ -110,6 +120,7 @@ class Toolkit:
         total = 0
         for placed in self._texts(what):
             title, text = folded(str(placed.source)), placed.text
+            self._note(placed, len(text))
             for start, end in cuts(text, 0, len(text), *PASSAGE, PACKED["paragraph"]):
                 total += 1
                 low = folded(raw(text, start, end))

@@ -37,7 +37,19 @@ def json_like(value: Any, depth: int = _DEPTH) -> Any:
             "page_content": plain_text(value.page_content),
             "metadata": {str(key): lenient(item) for key, item in metadata.items()},
         }
+    if (fields := _fields(value)) is not None:
+        return json_like(fields, depth - 1)
     raise TypeError(type(value).__name__)
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """What a record holds: an instance of a pydantic class or of a dataclass."""
+    kind = type(value)
+    if hasattr(kind, "model_fields") and hasattr(kind, "model_dump"):
+        dumped: dict[str, Any] = value.model_dump(mode="json")
+        return dumped
+    names = getattr(kind, "TOLD", None) or getattr(kind, "__dataclass_fields__", None)
+    return {name: getattr(value, name) for name in names} if names else None
 
 
 def lenient(value: Any) -> Any:
