@@ -87,8 +87,8 @@ def create_rlm(
             an `Approval(calls=…, cost=…)` that bounds their estimated cost in US dollars: the run is interrupted with
             what it is about to do. It needs a checkpointer. None: nobody is asked.
         isolation: What keeps the model's code from the rest of the machine. "bubblewrap": namespaces of its own, no
-            network, no file of yours. "auto": the best that works here, and an error where nothing does. "process":
-            nothing but an empty environment and bounded resources.
+            network, no file of yours. "landlock": much the same without namespaces. "auto": the best that works
+            here, and an error where none does. "process": nothing but an empty environment and bounded resources.
         verify: How the answers of `sub_call(…)` are checked: `"evidence"`: form, ids, schema, confidence, and that
             every quote stands in its text; `"twice"`: as well that two answers agree, which takes twice the calls;
             `"off"`: not at all. What fails is asked again, `Limits.max_retries` times at most, then marked.

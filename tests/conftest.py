@@ -17,6 +17,7 @@ from rlm_graph.graph import Graph
 from rlm_graph.kernel.session import close_all
 
 _START_PROCESSES = {
+    "test_attacks",
     "test_session",
     "test_dialect",
     "test_cli",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
@@ -11,7 +12,8 @@ from conftest import kernels
 from model_server import scripted
 from rlm_graph import create_rlm
 from rlm_graph.errors import IsolationError
-from rlm_graph.kernel import isolation
+from rlm_graph.kernel import isolation, pool
+from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.offline import OfflineRoot
 
 GIVEN = {"question": "q", "context": "some text to work on. " * 100}
@@ -24,6 +26,15 @@ async def test_auto_is_bubblewrap_and_says_nothing(scene: Any) -> None:
     out = await scene(WHERE).rlm().ainvoke(GIVEN)
     assert (out["answer"], out["warnings"]) == ("cage", [])
     assert isolation.settled("auto") == "bubblewrap"
+
+
+@LINUX
+def test_where_namespaces_are_forbidden_auto_is_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    if isolation.landlock_fault():
+        pytest.skip(f"landlock: {isolation.landlock_fault()}")
+    monkeypatch.setattr(isolation, "bubblewrap_fault", lambda: "no namespaces")
+    isolation.settled.cache_clear()
+    assert isolation.settled("auto") == "landlock"
 
 
 async def test_an_uncaged_run_says_once_what_that_does_not_stop(scene: Any) -> None:
@@ -39,15 +50,18 @@ async def test_where_nothing_works_a_run_fails_before_it_costs_anything(
     scene: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(isolation, "bubblewrap_fault", lambda: "not installed")
+    monkeypatch.setattr(isolation, "landlock_fault", lambda: "not in this Linux")
     isolation.settled.cache_clear()
     s = scene(WHERE)
-    with pytest.raises(IsolationError, match=r"bubblewrap: not installed.*pip install 'rlm-graph\[sandbox\]'"):
+    why = r"bubblewrap: not installed; landlock: not in this Linux.*pip install 'rlm-graph\[sandbox\]'"
+    with pytest.raises(IsolationError, match=why):
         await s.rlm().ainvoke(GIVEN)
     assert not s.server.seen and not kernels()
 
 
 async def test_on_a_mac_the_error_says_what_can_be_done(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "bubblewrap_fault", lambda: "not on Darwin")
+    monkeypatch.setattr(isolation, "landlock_fault", lambda: "not on Darwin")
     monkeypatch.setattr("sys.platform", "darwin")
     isolation.settled.cache_clear()
     with pytest.raises(IsolationError, match=r"Cages need Linux.*isolation='process'"):
@@ -57,6 +71,39 @@ async def test_on_a_mac_the_error_says_what_can_be_done(scene: Any, monkeypatch:
 def test_what_is_no_isolation_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="isolation='docker': one of auto, bubblewrap"):
         create_rlm(OfflineRoot(), isolation="docker")  # type: ignore[arg-type]
+
+
+async def test_a_kernel_started_early_serves_its_own_run_alone() -> None:
+    pool.prepare("early", KernelOptions())
+    pool.prepare("early", KernelOptions())
+    pool.prepare("nested", KernelOptions(), parent="early")
+    assert len(pool._starting) == 2
+    other, own = await pool._session("other", KernelOptions()), await pool._session("early", KernelOptions())
+    assert len({other.pid, own.pid}) == 2 and set(pool._starting) == {"nested"}
+    await asyncio.gather(own.close(), other.close(), pool.close_run("early"))
+    assert not pool._starting
+
+
+async def test_a_nested_kernel_starts_with_its_call_and_none_outlives_the_run(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    prepare = pool.prepare
+
+    def noted(run: str, options: KernelOptions, *, parent: str | None = None) -> None:
+        asked.append((run, parent))
+        prepare(run, options, parent=parent)
+
+    monkeypatch.setattr(pool, "prepare", noted)
+    code = "got = rlm_query_batched(['q', 'r'], ['one', 'two'])\nanswer['content'] = str(got); answer['ready'] = True"
+    own = "answer['content'] = context + str('got' in globals()); answer['ready'] = True"
+    s = scene(scripted(f"```repl chunk\n{code}\n```"), lambda request: f"```repl compose\n{own}\n```")
+    out = await s.rlm().ainvoke(GIVEN)
+    assert out["answer"] == "['oneFalse', 'twoFalse']"
+    (root, _), *calls = asked
+    assert [parent for _, parent in calls] == [root, root, None, None]
+    assert {run for run, parent in calls if parent} == {run for run, parent in calls if not parent}
+    assert not kernels() and not pool._starting
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,13 @@ HOME = "/tmp"
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives")
 _SHARED_MEMORY = 64_000_000
+_FIRST_TO_GO = ("/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
+"""Has Linux take the kernel, and not another's program, where memory runs out."""
+
+
+def readable(inside: Path) -> list[str]:
+    """The files and folders that a kernel has to read."""
+    return [*_SYSTEM, *python_folders(), str(inside)]
 
 
 def python_folders() -> list[str]:
@@ -35,7 +42,15 @@ def bubblewrap(
         root: Whether we run as root. Then there is no user namespace, in which root would stay what it is outside; the
             command must become another user instead, and may.
     """
-    wrapped = [program, "--die-with-parent", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    wrapped = [
+        *_FIRST_TO_GO,
+        program,
+        "--die-with-parent",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+    ]
     wrapped += ["--unshare-cgroup-try", "--hostname", "cage", "--cap-drop", "ALL"]
     wrapped += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
     wrapped += _view(inside, scratch, "0777" if root else "0700")
@@ -46,6 +61,7 @@ def bubblewrap(
 
 def _view(inside: Path, scratch: int, permissions: str) -> Iterator[str]:
     """The files that there are in the cage."""
+    yield from ("--perms", "0755", "--dir", "/etc")
     for path in map(Path, _SYSTEM):
         if path.is_symlink():
             yield from ("--symlink", str(path.readlink()), str(path))
@@ -56,7 +72,12 @@ def _view(inside: Path, scratch: int, permissions: str) -> Iterator[str]:
     yield from ("--size", str(scratch), "--perms", permissions, "--tmpfs", HOME)
     for folder in [*python_folders(), str(inside)]:
         for parent in reversed(Path(folder).parents[:-1]):
-            yield from ("--perms", "0755", "--dir", str(parent))  # its own are closed to others where root makes them
+            yield from (
+                "--perms",
+                "0755",
+                "--dir",
+                str(parent),
+            )  # where root makes them by the way, they are closed to others
         yield from ("--ro-bind", folder, folder)
     # Last, or nothing could be made below them: the root and /dev are memory too, and have no bound.
     for place in ("/dev", "/proc", "/"):

@@ -13,8 +13,9 @@ from typing import Literal, get_args
 
 from rlm_graph.errors import IsolationError
 from rlm_graph.kernel import cage
+from rlm_graph.kernel.inside import landlock, seccomp
 
-Isolation = Literal["auto", "bubblewrap", "process"]
+Isolation = Literal["auto", "bubblewrap", "landlock", "process"]
 
 UNCAGED = (
     "the kernel is a plain child process (isolation='process'): it is given nothing of your environment, and its "
@@ -36,7 +37,7 @@ def check(wanted: str) -> None:
 
 
 @cache
-def settled(wanted: Isolation) -> Literal["bubblewrap", "process"]:
+def settled(wanted: Isolation) -> Literal["bubblewrap", "landlock", "process"]:
     """What a kernel is started in. Blocks: it tries, once in this process, what works.
 
     Raises:
@@ -44,17 +45,27 @@ def settled(wanted: Isolation) -> Literal["bubblewrap", "process"]:
     """
     if wanted == "process":
         return "process"
-    fault = bubblewrap_fault()
-    if fault is None:
-        return "bubblewrap"
-    raise IsolationError(f"the kernel cannot be caged here. bubblewrap: {fault}. {_advice()}")
+    faults: list[str] = []
+    if wanted in ("auto", "bubblewrap"):
+        fault = bubblewrap_fault()
+        if fault is None:
+            return "bubblewrap"
+        faults.append(f"bubblewrap: {fault}")
+    if wanted in ("auto", "landlock"):
+        fault = landlock_fault()
+        if fault is None:
+            return "landlock"
+        faults.append(f"landlock: {fault}")
+    raise IsolationError(f"the kernel cannot be caged here ({'; '.join(faults)}). {_advice()}")
 
 
 def _advice() -> str:
     anyway = "isolation='process' (--isolation process) runs the model's code uncaged: for inputs that you trust"
     if sys.platform != "linux":
         return f"Cages need Linux: run it there, or in a container of Linux's. {anyway}"
-    install = "Install it (apt install bubblewrap, or pip install 'rlm-graph[sandbox]') and allow user namespaces"
+    install = (
+        "Install bubblewrap (apt install bubblewrap, or pip install 'rlm-graph[sandbox]') and allow user namespaces"
+    )
     return f"{install}. {anyway}"
 
 
@@ -95,3 +106,16 @@ def bubblewrap_fault() -> str | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)[:300]
     return None if done.returncode == 0 else done.stderr.strip()[:300] or f"exit code {done.returncode}"
+
+
+@cache
+def landlock_fault() -> str | None:
+    """Why no kernel can be kept by Landlock here; None where one can."""
+    if sys.platform != "linux":
+        return f"not on {platform.system()}"
+    if seccomp.program(network=False) is None:
+        return f"no filter of system calls for {platform.machine()}"
+    found = landlock.version()
+    if found < landlock.NEEDED:
+        return f"version {found}, and {landlock.NEEDED} (Linux 6.12) is needed" if found else "not in this Linux"
+    return None

@@ -39,6 +39,8 @@ class _Starting:
 
     session: concurrent.futures.Future[Session]
     since: float
+    parent: str | None
+    """The run whose end makes it needless, beside its own."""
 
     def give_up(self) -> None:
         """Ends the session as soon as it has started: nobody wants it any more."""
@@ -83,11 +85,11 @@ class Holding:
         """Ends what the run has here: the kernel that is held, else those that nobody holds."""
         with _lock:
             mine = [k for k in _kernels.values() if k.run == self.run and not k.holders]
-            starting = _starting.pop(self.run, None)
+            starting = _no_longer_wanted(self.run)
         for kernel in [self.kernel] if self.kernel is not None else mine:
             drop_kernel(kernel)
-        if starting is not None:
-            starting.give_up()
+        for each in starting:
+            each.give_up()
 
 
 @asynccontextmanager
@@ -114,14 +116,25 @@ async def holding(run: str) -> AsyncIterator[Holding]:
                 del _held[run]
 
 
-def prepare(run: str, options: KernelOptions) -> None:
-    """Starts a session for a run that will need one soon, so that its first cell need not wait for it."""
+def prepare(run: str, options: KernelOptions, *, parent: str | None = None) -> None:
+    """Starts a session for a run that will need one soon, so that its first cell need not wait for it.
+
+    Args:
+        run: The run, which nobody else will get the session of.
+        options: Its kernel's bounds.
+        parent: The run whose end makes the session needless, if it has not been taken by then.
+    """
     with _lock:
-        if len(_kernels) + len(_starting) >= MOST:
+        if run in _starting or len(_kernels) + len(_starting) >= MOST:
             return
         future = asyncio.run_coroutine_threadsafe(start_session(options, name=run[:12]), background().loop)
-        _starting[run] = _Starting(future, time.monotonic())
+        _starting[run] = _Starting(future, time.monotonic(), parent)
     background().loop.call_soon_threadsafe(_sweep_later)
+
+
+def _no_longer_wanted(run: str) -> list[_Starting]:
+    """Takes out what was started for a run or for those below it; under the lock."""
+    return [_starting.pop(key) for key, each in list(_starting.items()) if run in (key, each.parent)]
 
 
 async def _session(run: str, options: KernelOptions) -> Session:
@@ -213,16 +226,16 @@ async def kernel_that(
 async def close_run(run: str) -> None:
     """Ends the run's kernels, also one that is only starting, and waits until they are gone."""
     with _lock:
-        starting = _starting.pop(run, None)
+        starting = _no_longer_wanted(run)
         mine = [k for k in _kernels.values() if k.run == run and not k.holders]
         for kernel in mine:
             del _kernels[kernel.key]
         for key in [k for k in _deaths if k[0] == run]:
             del _deaths[key]
-    if starting is not None:
-        starting.give_up()
+    for each in starting:
+        each.give_up()
         with suppress(KernelError):
-            await (await asyncio.wrap_future(starting.session)).close()
+            await (await asyncio.wrap_future(each.session)).close()
     for kernel in mine:
         await kernel.session.close()
 

@@ -26,7 +26,7 @@ import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
 
 from ..errors import KernelError
-from .cage import HOME, bubblewrap
+from .cage import HOME, bubblewrap, readable
 from .carry import sealed
 from .inside import seccomp
 from .isolation import Isolation, bubblewrap_program, settled
@@ -123,39 +123,62 @@ def spawn(context: zmq.asyncio.Context, memory: int, isolation: Isolation) -> Pr
 
 def _started(means: str, folder: Path, memory: int, sockets: Mapping[str, socket.socket]) -> subprocess.Popen[bytes]:
     """Starts the process, in its cage."""
-    caged, root = means == "bubblewrap", os.geteuid() == 0
-    limits = {
-        "memory": memory,
-        "host": 0 if caged else os.getpid(),
-        "processes": PROCESSES if caged else 0,
-        "file_size": SCRATCH,
-        "user": _stranger() if caged and root else 0,
-    }
-    started = command({name: each.fileno() for name, each in sockets.items()} | {"limits": limits})
     scratch = folder / "scratch"
     scratch.mkdir()
-    passed = [each.fileno() for each in sockets.values()]
-    filter = None
-    program = bubblewrap_program()
-    if caged and program is not None:
-        steps = seccomp.program(network=True)
-        filter = None if steps is None else sealed(steps)
-        started = bubblewrap(program, started, inside=_INSIDE, scratch=SCRATCH, seccomp=filter, root=root)
-    try:
-        with (folder / "log").open("wb") as log:
-            return subprocess.Popen(
-                started,
-                env=environment(HOME if caged else str(scratch)),
-                cwd=scratch,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[*passed, *([] if filter is None else [filter])],
-                start_new_session=True,
-            )
-    finally:
-        if filter is not None:
-            os.close(filter)
+    descriptors = {name: each.fileno() for name, each in sockets.items()}
+    started = command({**descriptors, "limits": _limits(means, scratch, memory)})
+    home = str(scratch)
+    with ExitStack() as ours:
+        passed = list(descriptors.values())
+        program = bubblewrap_program()
+        if means == "bubblewrap" and program is not None:
+            home, steps = HOME, seccomp.program(network=True)
+            if steps is not None:
+                passed.append(sealed(steps))
+                ours.callback(os.close, passed[-1])
+            filter = None if steps is None else passed[-1]
+            root = os.geteuid() == 0
+            started = bubblewrap(program, started, inside=_INSIDE, scratch=SCRATCH, seccomp=filter, root=root)
+        log = ours.enter_context((folder / "log").open("wb"))
+        return subprocess.Popen(
+            started,
+            env=environment(home),
+            cwd=scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=passed,
+            start_new_session=True,
+        )
+
+
+def _limits(means: str, scratch: Path, memory: int) -> dict[str, Any]:
+    """What the process gives up by itself; see `inside/limits.py`."""
+    user = _stranger() if os.geteuid() == 0 and means != "process" else 0
+    if user and means == "landlock":
+        for each in (scratch.parent, scratch):
+            os.chown(each, user, user)
+    # Linux counts by user: only in a namespace, or as a user of its own, is that the kernel's processes alone.
+    others = 0 if user or means == "bubblewrap" else _tasks_of_user()
+    return {
+        "memory": memory,
+        "host": 0 if means == "bubblewrap" else os.getpid(),
+        "processes": PROCESSES + others,
+        "file_size": SCRATCH,
+        "user": user,
+        "readable": readable(_INSIDE) if means == "landlock" else [],
+        "scratch": str(scratch),
+    }
+
+
+def _tasks_of_user() -> int:
+    """Counts this user's processes and threads; 0 where Linux does not tell."""
+    found = 0
+    for tasks in Path("/proc").glob("[0-9]*/task"):
+        with contextlib.suppress(OSError):
+            told = tasks.stat()
+            found += told.st_nlink - 2 if told.st_uid == os.geteuid() else 0
+    return found
 
 
 def _stranger() -> int:

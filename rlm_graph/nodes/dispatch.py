@@ -14,6 +14,7 @@ from langgraph.types import interrupt
 from rlm_graph import approval, models, paid, prompts
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
+from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Siblings
 from rlm_graph.ledger import Amount, Limit, Limits
 from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of, working_on
@@ -299,6 +300,8 @@ async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings) -> str 
         await tree.record(id, _error("SubCallError", f"rlm_query: {error}"))
         kernel.deliver(await tree.replies([id]))
         return None
+    if settings.sub_graph is None:
+        pool.prepare(id, settings.kernel_options(), parent=kernel.run)
     return await tree.put({"id": id, "question": question, "source": source})
 
 
