@@ -48,10 +48,11 @@ def test_every_field_of_a_form_says_what_it_is_for(name: str) -> None:
     assert all(field.get("title") and field.get("description") for field in form["properties"].values())
 
 
-def test_the_report_offers_every_sample_that_ships() -> None:
+@pytest.mark.parametrize("name", ["report", "agent"])
+def test_a_form_offers_every_sample_that_ships(name: str) -> None:
     from graphs.samples import SAMPLES
 
-    form = imported(graphs()["report"]["path"]).get_input_jsonschema()
+    form = imported(graphs()[name]["path"]).get_input_jsonschema()
     assert form["properties"]["sample"]["enum"] == list(SAMPLES)
 
 
@@ -136,6 +137,15 @@ def test_a_run_is_streamed_with_its_sub_graphs_and_holds_no_text(client: Any) ->
     last = parts[-1].data["write"]["report"]
     assert "Margarethe struck the outer reef" in last and "Read: logbook" in last
     assert sum(len(json.dumps(part.data)) for part in parts) < 60_000
+
+
+@pytest.mark.slow
+def test_the_agent_keeps_a_long_text_out_of_its_window_and_asks_about_it(client: Any) -> None:
+    out = ask(client, "agent", question="Which ship struck the outer reef?", sample="logbook")
+    called = [call["name"] for message in out["messages"] for call in message.get("tool_calls") or ()]
+    assert called == ["open_sample", "ask_text"]
+    assert "Margarethe struck the outer reef" in out["answer"] and "no language model" in out["answer"]
+    assert len(json.dumps(out)) < 10_000
 
 
 @pytest.mark.slow

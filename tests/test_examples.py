@@ -1,0 +1,55 @@
+"""Each file of `examples/` runs without a key and a network, and prints what it promises."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PRINTED = {
+    "codebase": [r"^\d+ files, ", "If debug is True, the event loop will be run in debug mode", r"^\(runners.py\)$"],
+    "html_folder": [r"^loaded: .*harbour.html \(The harbour\)", "built in 1907 of granite", r"^\(harbour.html"],
+    "dataframe": ["^2,000 records", "the lamp was broken", r"^\(item 1233\)$"],
+    "parent_graph": ["^ran: rlm$", "^you asked about the lighthouse.$", "^The lighthouse needs new paint.$"],
+    "agent": [
+        r"^agent calls ask_text\(",
+        r"^read_logbook gives \d\d\d characters to the agent$",
+        r"^The log has 1\d\d,\d+ characters.$",
+        "the barque Margarethe struck the outer reef",
+    ],
+    "approval": [
+        "^It is about to make 24 calls of offline-reader.$",
+        "^Approved: 24 calls were made.$",
+        "taskgroups.py",
+    ],
+    "follow_up": ["^1: The pier was built in 1907.$", "^2: The lighthouse needs new paint.$"],
+    "crash": [
+        "^the first process ended by signal 9$",
+        r"^the second process made (1?\d|2[0-3]) of the 24 calls: answered$",
+    ],
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {file.stem for file in EXAMPLES.glob("*.py")} == set(PRINTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRINTED)
+def test_an_example_prints_what_it_promises(
+    name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    out = capfd.readouterr().out
+    assert [line for line in PRINTED[name] if not re.search(line, out, re.M)] == [], out
+
+
+def test_the_example_with_pandas_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(SystemExit, match="pip install pandas"):
+        runpy.run_path(str(EXAMPLES / "dataframe.py"), run_name="__main__")
