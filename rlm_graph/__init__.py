@@ -11,11 +11,13 @@ from rlm_graph.trace.recording import tracing
 from rlm_graph.trace.trajectory import read_trace, write_trace
 
 if TYPE_CHECKING:
+    from rlm_graph.integrations.chat_model import RLMChatModel
     from rlm_graph.integrations.middleware import RLMMiddleware
     from rlm_graph.integrations.python_tool import create_python_tool
     from rlm_graph.integrations.tool import create_rlm_tool
 
 _ON_DEMAND = {
+    "RLMChatModel": "rlm_graph.integrations.chat_model",
     "RLMMiddleware": "rlm_graph.integrations.middleware",
     "create_python_tool": "rlm_graph.integrations.python_tool",
     "create_rlm_tool": "rlm_graph.integrations.tool",
@@ -25,6 +27,7 @@ _ON_DEMAND = {
 __all__ = [
     "Approval",
     "Limits",
+    "RLMChatModel",
     "RLMMiddleware",
     "build_rlm",
     "create_python_tool",

@@ -376,6 +376,14 @@ KEPT_HISTORY = """\
 [The earlier part of this conversation, {messages:,} messages, is too long to be shown here. It is kept as {id}. To know \
 what was said in it, call `{tool}` with source="{id}", as often as you like.
 {description}]"""
+TAKEN_OUT = "[A text of {chars:,} characters, too long to be shown, is called {name!r}. It has been read for you.]"
+CUT = (
+    "[The earlier part of this conversation, {messages:,} messages, is too long to be shown. It has been read for you.]"
+)
+FINDINGS = """\
+[What has been read for you, on the question {question!r}:
+{findings}]"""
+"""What a model with tools of its own is shown in place of long texts, and what was found in them."""
 LONG_ANSWER = """\
 The answer is too long to be shown here: {chars:,} characters. It is kept as {id}; ask about it with source="{id}".
 {description}"""

@@ -48,6 +48,7 @@ class Answer:
         body: The whole JSON body in place of one made from the other fields.
         finish_reason: `length` for a truncated reply, `content_filter`, ….
         refusal: The refusal's text, with which OpenAI sends no content.
+        tools: Calls of tools, each a name and its arguments, with which OpenAI sends no content either.
         until: Hold the reply back until this is true, 30 seconds at most.
         drop: Close the connection instead of answering; in a stream, after half of it.
     """
@@ -59,6 +60,7 @@ class Answer:
     body: Mapping[str, Any] | None = None
     finish_reason: str = "stop"
     refusal: str | None = None
+    tools: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     drop: bool = False
     until: Callable[[], bool] | None = None
 
@@ -330,8 +332,10 @@ def usage(request: Request, answer: Answer) -> dict[str, int]:
 
 def completion(request: Request, answer: Answer) -> dict[str, Any]:
     """The body of a plain reply."""
-    content = None if answer.refusal is not None else answer.text
-    message = {"role": "assistant", "content": content, "refusal": answer.refusal}
+    content = None if answer.refusal is not None or answer.tools else answer.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": answer.refusal}
+    if answer.tools:
+        message["tool_calls"] = tool_calls(request, answer)
     return {
         "id": f"chatcmpl-{request.number}",
         "object": "chat.completion",
@@ -340,6 +344,19 @@ def completion(request: Request, answer: Answer) -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}],
         "usage": usage(request, answer),
     }
+
+
+def tool_calls(request: Request, answer: Answer) -> list[dict[str, Any]]:
+    """Calls of tools in OpenAI's form."""
+    return [
+        {
+            "index": at,
+            "id": f"call_{request.number}_{at}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
+        for at, (name, arguments) in enumerate(answer.tools)
+    ]
 
 
 def stream(request: Request, answer: Answer) -> Iterator[bytes]:
@@ -355,6 +372,13 @@ def stream(request: Request, answer: Answer) -> Iterator[bytes]:
     yield delta({"role": "assistant", "content": ""})
     if answer.refusal is not None:
         yield delta({"refusal": answer.refusal})
+    elif answer.tools:
+        for call in tool_calls(request, answer):
+            # Name first, then the arguments in two halves, as OpenAI does.
+            text, half = call["function"]["arguments"], len(call["function"]["arguments"]) // 2
+            yield delta({"tool_calls": [{**call, "function": {"name": call["function"]["name"], "arguments": ""}}]})
+            for part in (text[:half], text[half:]):
+                yield delta({"tool_calls": [{"index": call["index"], "function": {"arguments": part}}]})
     else:
         step = max(16, len(answer.text) // 50)
         yield from (delta({"content": answer.text[at : at + step]}) for at in range(0, len(answer.text), step))

@@ -20,8 +20,8 @@ from langgraph.types import Command
 
 from model_server import scripted
 from rlm_graph import RLMMiddleware
+from rlm_graph.conversation import where_to_cut
 from rlm_graph.integrations.kept import kept_id, restore
-from rlm_graph.integrations.middleware import where_to_cut
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.tokens import estimate
 from scripted_agent import Agent, calls

@@ -14,13 +14,12 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from rlm_graph import prompts
-from rlm_graph.conversation import said
+from rlm_graph.conversation import where_to_cut
 from rlm_graph.graph import create_rlm
 from rlm_graph.integrations.kept import keep_history, keep_long, restore
 from rlm_graph.integrations.tool import asking_tool
 from rlm_graph.settings import Model
 from rlm_graph.store import default_store
-from rlm_graph.tokens import count_tokens
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -156,32 +155,3 @@ class RLMMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             return request
         older, newer = request.messages[:cut], request.messages[cut:]
         return request.override(messages=[keep_history(older, newer, self.store, self.tool_name), *newer])
-
-
-def where_to_cut(messages: Sequence[BaseMessage], most: int) -> int:
-    """How many of the oldest messages have to go, so that the rest has fewer than `most` tokens.
-
-    It goes in steps of half of it, so that the same messages are cut off turn after turn and a provider's prompt cache
-    hits. A result is never parted from its call.
-    """
-    sizes = [count_tokens(said(message)) for message in messages]
-    start = total = 0
-    for end, size in enumerate(sizes):
-        total += size
-        while total >= most and start < end:
-            start, total = _next_start(messages, sizes, start, end, most // 2)
-    return start
-
-
-def _next_start(
-    messages: Sequence[BaseMessage], sizes: Sequence[int], start: int, end: int, room: int
-) -> tuple[int, int]:
-    """The first message from which on at most `room` tokens are left, up to `end`; and how many they are."""
-    total = sum(sizes[start : end + 1])
-    while start < end and (total > room or isinstance(messages[start], ToolMessage)):
-        total -= sizes[start]
-        start += 1
-    while isinstance(messages[start], ToolMessage) and start > 0:
-        start -= 1
-        total += sizes[start]
-    return start, total

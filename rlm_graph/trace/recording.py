@@ -137,11 +137,6 @@ def tracing(
 ) -> Iterator[None]:
     """Writes the trajectory of what runs inside, while it runs: a process that is killed leaves what it had got to.
 
-    ```python
-    with tracing("run.jsonl"):
-        rlm.invoke({"question": "…", "context": text})
-    ```
-
     Args:
         path: The file; a further question inside goes beside it, as `run-2.jsonl` and so on. A folder that exists: a
             file for each question. None: no file.
@@ -150,6 +145,17 @@ def tracing(
 
     Raises:
         OSError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from rlm_graph import create_rlm, read_trace
+        >>> from rlm_graph.offline import OfflineRoot
+        >>> path = f"{tempfile.mkdtemp()}/run.jsonl"
+        >>> with tracing(path):
+        ...     out = create_rlm(OfflineRoot()).invoke({"question": "When was it built?", "context": "In 1907."})
+        >>> trajectory = read_trace(path)
+        >>> trajectory.runs[trajectory.top].answer["stop_reason"]
+        'direct'
     """
     recording = Recording(path, texts=texts, tell=tell)
     token = _recording.set(recording)

@@ -79,6 +79,16 @@ def read_trace(path: str | os.PathLike[str]) -> Trajectory:
     Raises:
         TraceError: It is none, or of a later version than this one knows, or holds no run yet.
         OSError: It cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "run.jsonl")
+        >>> _ = path.write_text("none")
+        >>> read_trace(path)
+        Traceback (most recent call last):
+        ...
+        rlm_graph.errors.TraceError: ...
     """
     header, entries = _lines(Path(path))
     return told(header, entries, str(path))
@@ -153,6 +163,18 @@ def write_trace(
     Raises:
         TraceError: The thread holds no run, or its record is gone.
         OSError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from langgraph.checkpoint.memory import InMemorySaver
+        >>> from rlm_graph import create_rlm, read_trace
+        >>> from rlm_graph.offline import OfflineRoot
+        >>> rlm, thread = create_rlm(OfflineRoot(), checkpointer=InMemorySaver()), {"configurable": {"thread_id": "1"}}
+        >>> out = rlm.invoke({"question": "When was it built?", "context": "It was built in 1907."}, thread)
+        >>> path = f"{tempfile.mkdtemp()}/run.jsonl"
+        >>> write_trace(rlm, thread, path)
+        >>> len(read_trace(path).runs)
+        1
     """
     state = rlm.get_state(config).values
     if not state.get("run"):
