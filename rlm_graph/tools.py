@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import inspect
 import json
@@ -228,8 +229,9 @@ async def call_tool(tool: UserTool, given: Any, id: str, config: RunnableConfig,
         return Reply(text=json.dumps(value, ensure_ascii=True))
     except GraphInterrupt:
         raise
-    except Exception as error:
-        if is_invalid_resume(error):
+    except (Exception, asyncio.CancelledError) as error:
+        cancelled = isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling()
+        if cancelled or is_invalid_resume(error):
             raise
         told = prompts.TOOL_FAILED.format(tool=name, error=_told(error))
         return Reply(error="ToolError", message=told)
@@ -312,7 +314,7 @@ def _item(value: Any) -> Any:
     return str(value)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         wrong = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors(include_url=False)]
         text = "; ".join(f"{where}: {what}" if where else what for where, what in wrong)

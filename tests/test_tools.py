@@ -23,7 +23,7 @@ from rlm_graph import Limits, create_rlm, prompts
 from rlm_graph.errors import UnusableTool
 from rlm_graph.kernel.session import KernelOptions, close_all, start_session
 from rlm_graph.offline import OfflineReader, OfflineRoot
-from rlm_graph.state import Done
+from rlm_graph.state import Done, Reply
 from rlm_graph.tools import call_tool, user_tools
 
 TEXT = "some text to work on. " * 100
@@ -49,6 +49,9 @@ def distance(start: Place, end: Place, unit: Literal["km", "mi"] = "km") -> dict
     return {"far": abs(start.lat - end.lat), "unit": unit}
 
 
+LOOPS: set[asyncio.AbstractEventLoop] = set()
+
+
 @tool
 async def look_up(
     key: Annotated[str, Field(description="what to look up")],
@@ -56,7 +59,7 @@ async def look_up(
     config: RunnableConfig,
 ) -> str:
     """Looks a word up."""
-    await asyncio.sleep(0)
+    LOOPS.add(asyncio.get_running_loop())
     return f"{key} by {len(id)} digits"
 
 
@@ -106,6 +109,7 @@ async def test_tools_are_functions_with_signature_and_docstring_and_callbacks_se
     out = await rlm.ainvoke({"question": "q", "context": TEXT}, {"callbacks": [seen]})
     assert out["answer"] == repr(USED)
     assert out["usage"]["calls"] == 7
+    assert asyncio.get_running_loop() in LOOPS, "it is awaited where the caller is"
     assert sorted(seen.names) == ["distance"] * 2 + ["double"] * 4 + ["look_up"]
 
 
@@ -179,8 +183,9 @@ async def test_a_replay_runs_no_tool_again(scene: Scene, runs_left_waiting: None
     assert sorted(ran) == ["a", "a", "b"]
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["its kernel waits", "its kernel has died meanwhile"])
 async def test_tools_may_ask_a_human_each_its_own_question_while_the_rest_goes_on(
-    scene: Scene, runs_left_waiting: None
+    scene: Scene, runs_left_waiting: None, killed: bool
 ) -> None:
     done: list[str] = []
 
@@ -201,10 +206,14 @@ async def test_tools_may_ask_a_human_each_its_own_question_while_the_rest_goes_o
     asked = {i.value: i.id for i in out["__interrupt__"]}
     assert set(asked) == {"pay Ann?", "pay Bob?"}
     assert done == []
+    if killed:
+        await asyncio.to_thread(close_all)
     out = await rlm.ainvoke(Command(resume={asked["pay Bob?"]: "no"}), thread)
     assert [i.value for i in out["__interrupt__"]] == ["pay Ann?"]
     out = await rlm.ainvoke(Command(resume={asked["pay Ann?"]: "yes"}), thread)
     assert [i.value for i in out["__interrupt__"]] == ["pay Eve?"]
+    if killed:
+        await asyncio.to_thread(close_all)
     out = await rlm.ainvoke(Command(resume="maybe"), thread)
     assert out["answer"] == repr(["Ann: yes", "Bob: no", "<x>", "Eve: maybe"])
     assert (done, s.server.asked("sub"), out["usage"]["calls"]) == (["Bob", "Ann", "Eve"], 1, 4)
@@ -318,6 +327,17 @@ async def test_every_name_that_a_cell_finds_is_refused_as_a_tools_name() -> None
     found = set(done.stdout.split()) - {"In", "Out", "get_ipython", "open"}
     assert "llm_query" in found
     assert [name for name in found if not refused(name)] == []
+
+
+async def test_a_tool_that_cancels_itself_cancels_nothing_else() -> None:
+    @tool
+    async def cancels() -> None:
+        """Cancels itself, as a client may that ran out of time."""
+        raise asyncio.CancelledError
+
+    (mine,) = user_tools([cancels])
+    reply = await call_tool(mine, {}, "id", {}, None)  # type: ignore[arg-type]
+    assert reply == Reply(error="ToolError", message="the tool 'cancels' failed: CancelledError: CancelledError")
 
 
 @pytest.mark.parametrize("given", [{"key": "x", "id": "forged"}, {"key": "x", "config": {}}, ["x"], None])
