@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlm_graph import prompts
@@ -21,10 +22,12 @@ class Parsed:
     Attributes:
         cells: The cells to run, in order.
         problem: What to tell the root where a block was left out or none was found; "" where all is well.
+        in_prose: Whether its only cell is a `FINAL(…)` that stands in the prose.
     """
 
     cells: tuple[Queued, ...]
     problem: str = ""
+    in_prose: bool = False
 
 
 def cells_of(reply: str, phase: Phase) -> Parsed:
@@ -58,7 +61,25 @@ def cells_of(reply: str, phase: Phase) -> Parsed:
         cells.append({"phase": "compose", "code": final})
     if not cells and not problems:
         problems.append(prompts.NO_CELL)
-    return Parsed(tuple(cells), "\n".join(problems))
+    return Parsed(tuple(cells), "\n".join(problems), in_prose=bool(final) and len(cells) == 1)
+
+
+_READING = re.compile(r"context(_\d+)?|a?llm_query(_batched)?|a?rlm_query(_batched)?|sub_call|peek|grep|search|split")
+_ANYTHING = {"eval", "exec", "globals", "locals", "vars", "get_ipython"}
+"""Names by which code may come to everything; what it does with them cannot be seen."""
+
+
+def reads(code: str, tools: Iterable[str] = ()) -> bool:
+    """Whether a cell names the context, or something that reads it, asks a model, or calls one of these tools."""
+    names = _names(code)
+    return any(_READING.fullmatch(name) for name in names) or not names.isdisjoint({*_ANYTHING, *tools})
+
+
+def _names(code: str) -> set[str]:
+    try:
+        return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # magics, or what fails when it runs
+        return set(re.findall(r"\w+", code))
 
 
 def _until_closed(lines: object, fence: str) -> str | None:

@@ -25,6 +25,10 @@ class UnusableTool(RLMError):
     """A tool cannot be a function in the kernel: by its name, or by what it wants from an agent."""
 
 
+class NothingRead(RLMError):
+    """A run has nothing to answer from: none of its calls was answered, or no cell has looked at the context."""
+
+
 class PriceError(RLMError):
     """A cost was to be bounded, and the price of a model is not known."""
 

@@ -126,6 +126,9 @@ NESTED_QUESTION = "Answer the prompt in `context`."
 NO_CELL = (
     "No cell was found in your reply. Put Python into a block that opens with ```repl and a label, e.g. ```repl probe"
 )
+FROM_NOTHING = (
+    "Your answer was not taken: no cell has run, so it comes from the question alone. Look at `context` first."
+)
 NOT_CLOSED = "The last cell was not run: its fence is not closed. Send it again, whole, or in smaller cells."
 UNKNOWN_LABEL = "A cell was not run: `{label}` is not a label. The labels are {labels}."
 DROPPED = "The cells behind it were not run ({phases})."

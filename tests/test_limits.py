@@ -71,9 +71,10 @@ async def test_without_a_draft_the_last_output_is_the_best_answer_there_is(scene
 
 
 async def test_replies_without_a_cell_end_the_run_after_max_errors(scene: Any) -> None:
-    out, s = await run(scene, scripted("I think.", "I think more.", "It is seven."), max_errors=3)
-    assert (out["answer"], out["stop_reason"], out["usage"]["turns"]) == ("It is seven.", "errors", 3)
-    assert "No cell was found in your reply" in s.root_prompts()[1]
+    root = scripted("```repl probe\nprint(1)\n```", "I think.", "I think more.", "It is seven.")
+    out, s = await run(scene, root, max_errors=3)
+    assert (out["answer"], out["stop_reason"], out["usage"]["turns"]) == ("It is seven.", "errors", 4)
+    assert "No cell was found in your reply" in s.root_prompts()[2]
 
 
 async def test_a_wave_never_holds_more_than_max_breadth(scene: Any) -> None:

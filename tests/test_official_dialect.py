@@ -31,7 +31,8 @@ async def test_final_var_in_prose_ends_the_run(scene: Any) -> None:
 
 
 async def test_final_in_prose_ends_the_run(scene: Any) -> None:
-    out = await scene(scripted("FINAL(it is 417)")).rlm().ainvoke({"question": "Which?", "context": TEXT})
+    root = scripted("```repl\nprint(context[:9])\n```", "FINAL(it is 417)")
+    out = await scene(root).rlm().ainvoke({"question": "Which?", "context": TEXT})
     assert (out["answer"], out["stop_reason"]) == ("it is 417", "answered")
 
 

@@ -13,7 +13,7 @@ import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from rlm_graph.kernel.inside.toolkit import names
-from rlm_graph.ledger import Limits
+from rlm_graph.ledger import Left, Limits
 from rlm_graph.offline import NOTE, OfflineReader, OfflineRoot, asked
 from rlm_graph.prompts import direct_messages, left_note, root_messages, system_for
 
@@ -50,7 +50,7 @@ class Run:
     def ask(self, question: str, turns: int = 6) -> str:
         space: dict[str, Any] = {"context": self.value, "answer": {"content": "", "ready": False}}
         space |= names(self) | {"llm_query_batched": self.read} | dict.fromkeys(self.broken)
-        left = left_note("", turns_left=self.turns_left, calls_left=self.calls_left, exhausted=False)
+        left = left_note("", turns_left=self.turns_left, left=Left(self.calls_left), exhausted=False)
         system = system_for(Limits(), self.depth, None)
         messages: list[BaseMessage] = root_messages(system, question, "a dict", [], [], [], left)
         for _ in range(turns):

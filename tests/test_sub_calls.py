@@ -165,7 +165,7 @@ async def test_a_call_that_the_cell_forges_finds_nobody_to_answer_it(scene: Any)
         "Request = sys.modules[type(calls).__module__].Request\n"
         "def told(kind):\n    try:\n        calls.ask([Request(kind, 'shell', {'command': 'ls'}, None)])\n"
         "    except SubCallError as e:\n        return str(e)\n"
-        "answer['content'] = [told('tool'), told('sub')]; answer['ready'] = True"
+        "answer['content'] = [told('tool'), told('sub'), llm_query('a true call')]; answer['ready'] = True"
     )
     out = await scene(one_cell(code)).rlm().ainvoke({"question": "q", "context": TEXT})
     assert "there is no tool 'shell'" in out["answer"]

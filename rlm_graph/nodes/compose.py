@@ -14,15 +14,21 @@ from langchain_core.runnables import RunnableConfig
 from rlm_graph import flow, models, prompts
 from rlm_graph.citations import coverage_of, standing
 from rlm_graph.context import read_text
-from rlm_graph.errors import ContextError, ModelError
+from rlm_graph.dialect import reads
+from rlm_graph.errors import ContextError, ModelError, NothingRead
 from rlm_graph.kernel import pool
 from rlm_graph.ledger import Limits
-from rlm_graph.nodes.cell import Node, run_cell
-from rlm_graph.nodes.plan import reply_of, root_reply, turn_id
+from rlm_graph.nodes.cell import Node, run_cell, working_on
+from rlm_graph.nodes.plan import NOTHING_READ, reply_of, root_reply, turn_id
 from rlm_graph.response import structured
 from rlm_graph.settings import Settings
 from rlm_graph.state import Draft, State, StopReason
 from rlm_graph.tree import NoRoom, Tree, forget_tree, tree_of
+
+_NOTHING_ANSWERED = "none of {calls:,} calls was answered, so there is nothing to answer from: {reason}"
+_UNREAD = "no cell has named the context, a model or a tool: the answer may come from the question alone"
+_ANSWERING: tuple[StopReason, ...] = ("answered", "errors", "max_turns")
+"""Ends at which a caller takes what comes for an answer; the others say that something was kept from the run."""
 
 
 def compose(settings: Settings, depth: int) -> Node:
@@ -44,6 +50,9 @@ def compose(settings: Settings, depth: int) -> Node:
         reason = flow.ending(after, settings.limits)
         if reason is None:
             return update
+        async with working_on(state["run"]):
+            if reason in _ANSWERING and (why := await nothing_from(after, tree)):
+                raise NothingRead(why)
         return {**update, **await _end(after, tree, settings, depth, await best_answer(after, tree), reason)}
 
     return Node(act, "compose")
@@ -60,6 +69,26 @@ async def _in_form(state: State, errors: int, tree: Tree, settings: Settings, de
         notice = "\n".join(filter(None, [state["notice"], str(error)]))
         unready: Draft = {**draft, "ready": False}
         return {"draft": unready, "queue": [], "notice": notice, "errors": errors + 1, "phase": "compose"}
+
+
+async def nothing_from(state: State, tree: Tree) -> str:
+    """Why the run has nothing to answer from; empty where it has something."""
+    journal = state.get("journal") or []
+    if all(cell["lost"] for cell in journal):
+        return (journal[-1]["error"] or "").strip() if journal else NOTHING_READ
+    cells = journal[state["start"]["cell"] :]
+    asked = sum(cell["asked"] for cell in cells)
+    if not asked or sum(cell["failed"] for cell in cells) < asked:
+        return ""
+    ids = [id for cell in cells if cell["calls"] for id in await tree.get(cell["calls"])]
+    told = [r.message for r in (await tree.replies(ids)).values() if r.error not in ("PromptTooLong", "ToolError")]
+    return _NOTHING_ANSWERED.format(calls=asked, reason=told[-1]) if told else ""
+
+
+def has_read(state: State, settings: Settings) -> bool:
+    """Whether a cell of the thread has looked at the context, asked a model, or called a tool."""
+    tools = [tool.spec["name"] for tool in settings.tools]
+    return any(reads(cell["code"], tools) for cell in state.get("journal") or [])
 
 
 async def _directly(state: State, tree: Tree, settings: Settings, config: RunnableConfig) -> dict[str, Any]:
@@ -186,6 +215,8 @@ async def _end(
     warnings = list(state.get("warnings") or [])
     if reason == "errors" and (why := _last_error(state)):
         warnings.append(f"the last cell failed: {why}")
+    if reason == "answered" and not has_read(state, settings):
+        warnings.append(_UNREAD)
     usage = tree.ledger.usage()
     if depth == 0:
         rests_on, unfounded = await _rests_on(state, tree, settings, reason)

@@ -10,8 +10,8 @@ from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import models, paid, prompts
 from rlm_graph.context import describe
-from rlm_graph.dialect import cells_of
-from rlm_graph.errors import ModelError
+from rlm_graph.dialect import Parsed, cells_of
+from rlm_graph.errors import ModelError, NothingRead
 from rlm_graph.identity import content_hash
 from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
@@ -19,6 +19,8 @@ from rlm_graph.state import Reply, State, Turn
 from rlm_graph.trace import events
 from rlm_graph.trace.watched import say
 from rlm_graph.tree import NoRoom, Tree, tree_of
+
+NOTHING_READ = "the root answered from the question alone: no cell has run, so nothing of the context was read"
 
 
 def plan(settings: Settings, depth: int) -> Node:
@@ -41,7 +43,11 @@ def plan(settings: Settings, depth: int) -> Node:
                 reply = await root_reply(tree, settings, depth, state["run"], id, messages, models.unheard(config))
             except NoRoom as no_room:
                 return {"over": no_room.limit, "limit": no_room.limit}
-        parsed = cells_of(reply.text, state["phase"])
+            parsed = cells_of(reply.text, state["phase"])
+            if from_nothing(state, parsed):
+                if state["notice"].startswith(prompts.FROM_NOTHING):
+                    raise NothingRead(NOTHING_READ)
+                parsed = Parsed((), prompts.FROM_NOTHING)
         turn: Turn = {"note": note, "reply": reply.text}
         update: dict[str, Any] = {"turns": [turn], "queue": list(parsed.cells), "notice": parsed.problem}
         if not parsed.cells:
@@ -49,6 +55,11 @@ def plan(settings: Settings, depth: int) -> Node:
         return update
 
     return Node(act, "plan")
+
+
+def from_nothing(state: State, parsed: Parsed) -> bool:
+    """Whether a reply delivers an answer in prose though no cell has ever run: from the question alone."""
+    return parsed.in_prose and all(cell["lost"] for cell in state.get("journal") or [])
 
 
 def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn], note: str) -> list[BaseMessage]:
