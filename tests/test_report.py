@@ -13,11 +13,11 @@ from langchain_core.stores import InMemoryByteStore
 
 from conftest import Scene
 from model_server import Answer, ModelServer, Request, by_model, scripted
-from rlm_graph import read_trace, tracing
+from rlm_graph import hold, read_trace, tracing
 from rlm_graph.trace.notebook import result_html
-from rlm_graph.trace.report import page, surroundings, write_report
+from rlm_graph.trace.report import page, texts_of, write_report
 from rlm_graph.trace.trajectory import Trajectory, told
-from rlm_graph.trace.view import BINS, strip, view
+from rlm_graph.trace.view import strip, view
 
 SCRIPT = "<script>window.planted = true</script>"
 ESCAPE = "\x1b]0;planted\x07\x1b[31m"
@@ -55,8 +55,9 @@ def cited(run: Trajectory) -> None:
     assert run.asked.answer is not None
     quote = "The word is kiwi."
     run.asked.answer["citations"] = [{"source": "text", "start": 0, "end": len(quote), "quote": quote}]
-    part = {"source": "text", "chars": len(TEXT), "scanned": [[0, len(TEXT)]], "read": [[0, 60]]}
-    run.asked.answer["coverage"] = {"scanned": 1.0, "read": 60 / len(TEXT), "sources": [part]}
+    unread = [{"source": "text", "start": 60, "end": len(TEXT)}]
+    seen = {"scanned": 1.0, "read": 0.01, "map": {"scanned": "9999", "read": "1000"}}
+    run.asked.answer["coverage"] = {"chars": len(TEXT), **seen, "unread": unread, "unread_more": 2}
 
 
 # In a browser
@@ -87,7 +88,7 @@ def opened(chrome: Any, trajectory: Path, tmp_path: Path) -> Any:
 
 def show(chrome: Any, run: Trajectory, folder: Path) -> Any:
     file = folder / "run.html"
-    file.write_text(page(run, surroundings(run, InMemoryByteStore())), "utf-8")
+    file.write_text(page(run, texts_of(run, InMemoryByteStore())), "utf-8")
     chrome.get(file.as_uri())
     return chrome
 
@@ -137,12 +138,25 @@ def test_a_citation_opens_at_its_place_in_the_source(chrome: Any, trajectory: Pa
     run = read_trace(trajectory)
     cited(run)
     file = tmp_path / "run.html"
-    file.write_text(page(run, lambda citation: ("before ", " after")), "utf-8")
+    file.write_text(page(run, {"text": TEXT}), "utf-8")
     chrome.get(file.as_uri())
     js(chrome, "document.querySelector('#citations summary').focus()")
     press(chrome, "\ue007")
-    assert js(chrome, "document.querySelector('#citations pre').innerText") == "before The word is kiwi. after"
+    assert js(chrome, "document.querySelector('#citations pre').innerText").startswith("The word is kiwi. <script>")
     assert js(chrome, "document.querySelector('#citations mark').textContent") == "The word is kiwi."
+
+
+def test_what_was_read_is_drawn_and_what_was_not_is_named(chrome: Any, trajectory: Path, tmp_path: Path) -> None:
+    run = read_trace(trajectory)
+    cited(run)
+    file = tmp_path / "run.html"
+    file.write_text(page(run, {"text": TEXT}), "utf-8")
+    chrome.get(file.as_uri())
+    rows = js(chrome, "[...document.querySelectorAll('#strip path')].map((path) => path.getAttribute('d'))")
+    assert [row.count("M") for row in rows] == [4, 1, 1]
+    told = js(chrome, "document.getElementById('covered').textContent")
+    assert "scanned by code: 100 %" in told and "read by a model: 1.0 %" in told
+    assert f"Read by no model: text, 60 to {len(TEXT):,}; 2 shorter parts" in told
 
 
 def test_what_was_planted_is_text(opened: Any) -> None:
@@ -195,7 +209,7 @@ def many(calls: int) -> Trajectory:
     """A run that has not ended, with so many calls in its only cell."""
     about: dict[str, Any] = {"run": "r", "depth": 0}
     entries: list[Any] = [
-        {**about, "at": 0.0, "event": "run", "tree": "r.0", "number": 0, "question": "q", "sources": []},
+        {**about, "at": 0.0, "event": "run", "tree": "r.0", "number": 0, "question": "q", "sources": [{}]},
         {**about, "at": 0.5, "event": "cell", "index": 0, "turn": 0, "phase": "chunk", "code": text("found = …")},
     ]
     paid = {"input_tokens": 10, "output_tokens": 2, "cost": 0.5}
@@ -206,26 +220,22 @@ def many(calls: int) -> Trajectory:
     return told({"event": "trace", "version": 1, "by": "a test", "texts": True}, entries, "a test")
 
 
-def nothing(citation: object) -> tuple[str, str]:
-    return "", ""
-
-
 def test_the_tables_add_up_to_the_run_s_usage(trajectory: Path) -> None:
     run = read_trace(trajectory)
     assert run.asked.answer is not None
     usage = run.asked.answer["usage"]
-    for rows in view(run, nothing)["spent"].values():
+    for rows in view(run, {})["spent"].values():
         assert sum(row[2] for row in rows) == usage["input_tokens"]
         assert sum(row[3] for row in rows) == usage["output_tokens"]
 
 
 def test_a_price_that_is_not_known_is_not_zero(trajectory: Path) -> None:
-    spent = view(many(3), nothing)["spent"]
+    spent = view(many(3), {})["spent"]
     assert spent["model"] == [["m", 3, 30, 6, 1.5]]
     run = many(3)
     for reply in run.asked.replies.values():
         reply["cost"] = None
-    assert view(run, nothing)["spent"]["model"] == [["m", 3, 30, 6, None]]
+    assert view(run, {})["spent"]["model"] == [["m", 3, 30, 6, None]]
 
 
 def test_a_run_that_was_killed_has_a_page(chrome: Any, trajectory: Path, tmp_path: Path) -> None:
@@ -239,28 +249,25 @@ def test_a_run_that_was_killed_has_a_page(chrome: Any, trajectory: Path, tmp_pat
 
 
 def test_the_strip_shows_what_was_scanned_read_and_cited() -> None:
-    coverage = {
-        "sources": [
-            {"source": "a", "chars": 600, "scanned": [[0, 600]], "read": [[0, 300], [200, 300]]},
-            {"source": "b", "chars": 400, "scanned": [], "read": [[399, 400]]},
-        ]
-    }
-    shown = strip(coverage, [{"source": "b", "start": 0, "end": 40, "quote": "…"}])
+    coverage = {"map": {"scanned": "9999900000", "read": "0300000000"}}
+    citation = {"source": "b", "start": 0, "end": 100, "quote": "…"}
+    shown = strip(coverage, [citation], {"a": "x" * 600, "b": "y" * 400})
     assert shown["sources"] == [["a", 600], ["b", 400]]
-    assert [sum(shown[row]) * 1000 / BINS for row in ("scanned", "read", "cited")] == [600, 301, 40]
-    assert shown["read"][299:301] == [1.0, 0.0] and shown["read"][-1] == 1.0
+    assert shown["scanned"] == [1.0] * 5 + [0.0] * 5
+    assert shown["read"] == [0.0, 3 / 9] + [0.0] * 8
+    assert shown["cited"] == [0] * 6 + [1, 1] + [0] * 2
 
 
-def test_surroundings_are_the_source_s_own(tmp_path: Path) -> None:
-    from rlm_graph import hold
-
+def test_the_texts_are_the_run_s_own_context(tmp_path: Path) -> None:
+    run, file = many(0), tmp_path / "a.txt"
+    file.write_text("kiwi\r\n", newline="")
     store = InMemoryByteStore()
-    run = many(0)
-    run.asked.run["sources"] = [dict(hold("x" * 500 + "kiwi" + "y" * 500, store=store))]
-    excerpt = surroundings(run, store)
-    assert excerpt({"source": "text", "start": 500, "end": 504, "quote": "kiwi"}) == ("x" * 400, "y" * 400)
-    assert excerpt({"source": "text", "start": 0, "end": 4, "quote": "kiwi"}) == ("", "")
-    assert excerpt({"source": "gone", "start": 0, "end": 4, "quote": "kiwi"}) == ("", "")
+    run.asked.run["sources"] = [dict(hold({"a": "one", "b": "two"}, store=store))]
+    assert texts_of(run, store) == {"a": "one", "b": "two"}
+    run.asked.run["sources"] = [dict(hold(file, store=store))]
+    assert texts_of(run, store) == {"text": "kiwi\r\n"}
+    file.write_text("changed since")
+    assert texts_of(run, store) == {}
 
 
 # In a notebook

@@ -6,7 +6,6 @@ import html
 import json
 import os
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any, cast
@@ -21,10 +20,7 @@ from rlm_graph.kernel.inside.pieces import items
 from rlm_graph.state import Source
 from rlm_graph.store import default_store
 from rlm_graph.trace.trajectory import Trajectory, read_trace
-from rlm_graph.trace.view import Excerpt, view
-
-AROUND = 400
-"""Characters before and after a citation that the page shows."""
+from rlm_graph.trace.view import view
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -47,37 +43,25 @@ def write_report(
     """
     trajectory = read_trace(path)
     store = content_store if content_store is not None else default_store()
-    Path(to).write_text(page(trajectory, surroundings(trajectory, store)), "utf-8")
+    Path(to).write_text(page(trajectory, texts_of(trajectory, store)), "utf-8")
 
 
-def page(trajectory: Trajectory, excerpt: Excerpt) -> str:
-    """The page of a trajectory. `excerpt` reads what stands around a citation."""
-    shown = view(trajectory, excerpt)
+def page(trajectory: Trajectory, texts: Mapping[str, str]) -> str:
+    """The page of a trajectory. `texts` are the context's, by name; empty where they cannot be read."""
+    shown = view(trajectory, texts)
     style, script = (_part(name) for name in ("page.css", "page.js"))
     title = html.escape(f"{shown['question'][:80]} — rlm-graph")
     return Template(_part("page.html")).substitute(title=title, style=style, script=script, data=_inert(shown))
 
 
-def surroundings(trajectory: Trajectory, store: BaseStore[str, bytes]) -> Excerpt:
-    """Reads what stands around a citation, from the run's own context."""
-
-    @cache
-    def sources() -> dict[str, str]:
-        try:
-            descriptor, bound = carried(binding(cast(Source, trajectory.asked.run["sources"][-1]), store))
-            value = load(bound, descriptor)
-        except (ContextError, OSError, ValueError):
-            return {}
-        return {str(source): text for source, text in items(value)}
-
-    def excerpt(citation: Mapping[str, Any]) -> tuple[str, str]:
-        text = sources().get(str(citation["source"]), "")
-        start, end = citation["start"], citation["end"]
-        if text[start:end] != citation["quote"]:
-            return "", ""
-        return text[max(0, start - AROUND) : start], text[end : end + AROUND]
-
-    return excerpt
+def texts_of(trajectory: Trajectory, store: BaseStore[str, bytes]) -> dict[str, str]:
+    """The texts of the run's context by name; none where they are gone, or have changed since."""
+    try:
+        descriptor, bound = carried(binding(cast(Source, trajectory.asked.run["sources"][-1]), store))
+        value = load(bound, descriptor)
+    except (ContextError, OSError, ValueError):
+        return {}
+    return {str(source): text for source, text in items(value)}
 
 
 def _part(name: str) -> str:

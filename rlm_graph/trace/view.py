@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rlm_graph.trace.events import Answered, CellBegun, Output, Text, Turn, shown
 from rlm_graph.trace.trajectory import RunTold, Trajectory
 
-Excerpt = Callable[[Mapping[str, Any]], tuple[str, str]]
-"""The text before and after a citation, in its source; two empty strings where the source cannot be read."""
-
-BINS = 1_000
-"""Parts into which the coverage strip divides the input."""
+AROUND = 400
+"""Characters before and after a citation that the page shows."""
 
 LONGEST = 20_000
 """Characters of one text that the page holds; what is left out is counted."""
 
 
-def view(trajectory: Trajectory, excerpt: Excerpt) -> dict[str, Any]:
+def view(trajectory: Trajectory, texts: Mapping[str, str]) -> dict[str, Any]:
     """What the page shows.
 
     Args:
         trajectory: What happened; the run need not have ended.
-        excerpt: How to read a citation's surroundings.
+        texts: The texts of the context by their names, in order; empty where they cannot be read.
 
     Returns:
         JSON-like data: `question`, `answer`, `stop_reason`, `warnings`, `context`, `usage`, `spent` (tables of tokens
@@ -49,10 +46,11 @@ def view(trajectory: Trajectory, excerpt: Excerpt) -> dict[str, Any]:
         "context": {name: source.get(name) for name in ("name", "kind", "chars", "tokens", "items")},
         "usage": dict(end.get("usage") or {}),
         "spent": _spent(runs),
-        "citations": [_cited(citation, excerpt) for citation in citations],
+        "citations": [_cited(citation, texts) for citation in citations],
         "coverage": {name: coverage.get(name) for name in ("scanned", "read")},
-        "unread": [str(part) for part in coverage.get("unread") or ()],
-        "strip": strip(coverage, citations),
+        "unread": list(coverage.get("unread") or ()),
+        "unread_more": coverage.get("unread_more", 0),
+        "strip": strip(coverage, citations, texts),
         "runs": [_run(told, trajectory, began) for told in runs if told.run["at"] >= began],
     }
 
@@ -153,59 +151,43 @@ def _spent(runs: Iterable[RunTold]) -> dict[str, list[list[Any]]]:
     return {table: list(rows.values()) for table, rows in tables.items()}
 
 
-def strip(coverage: Mapping[str, Any], citations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The coverage strip: the sources one behind the other, cut into `BINS` equal parts.
+def strip(
+    coverage: Mapping[str, Any], citations: Iterable[Mapping[str, Any]], texts: Mapping[str, str]
+) -> dict[str, Any]:
+    """The coverage strip: the texts one behind the other, cut into equal parts.
 
     Returns:
-        `{"sources": [[name, characters], …], "scanned": […], "read": […], "cited": […]}`: for each part the share
-        of it that code scanned, that a model read, that the answer cites.
+        `{"sources": [[name, characters], …], "scanned": […], "read": […], "cited": […]}`: for each part the share of
+        it that code scanned and that a model read, and 1 where the answer cites something. `sources` and `cited` are
+        empty where the texts cannot be read.
     """
-    sources = coverage.get("sources") or []
-    sizes = {str(each["source"]): int(each["chars"]) for each in sources}
-    total = sum(sizes.values())
-    empty: dict[str, Any] = {"sources": [], "scanned": [], "read": [], "cited": []}
-    if not total:
-        return empty
-    starts, at = {}, 0
+    map = coverage.get("map") or {"scanned": "", "read": ""}
+    shares = {row: [int(digit) / 9 for digit in map[row]] for row in ("scanned", "read")}
+    sizes = {name: len(text) for name, text in texts.items()}
+    cited = _marks(citations, sizes, len(map["read"]))
+    return {"sources": [[*pair] for pair in sizes.items()], **shares, "cited": cited}
+
+
+def _marks(citations: Iterable[Mapping[str, Any]], sizes: Mapping[str, int], parts: int) -> list[int]:
+    total, starts, at = sum(sizes.values()), {}, 0
+    if not total or not parts:
+        return []
     for name, size in sizes.items():
         starts[name], at = at, at + size
-
-    def bins(spans: Iterable[tuple[str, int, int]]) -> list[float]:
-        return _shares(
-            [(starts[name] + start, starts[name] + end) for name, start, end in spans if name in starts], total
-        )
-
-    def of(kind: str) -> list[float]:
-        return bins((str(each["source"]), span[0], span[1]) for each in sources for span in each.get(kind) or ())
-
-    cited = bins((str(c["source"]), c["start"], c["end"]) for c in citations)
-    return {"sources": list(map(list, sizes.items())), "scanned": of("scanned"), "read": of("read"), "cited": cited}
+    marks = [0] * parts
+    for citation in citations:
+        if (start := starts.get(str(citation["source"]))) is not None:
+            first, last = ((start + citation[end]) * parts // total for end in ("start", "end"))
+            marks[first : last + 1] = [1] * len(marks[first : last + 1])
+    return marks
 
 
-def _shares(spans: list[tuple[int, int]], total: int) -> list[float]:
-    shares = [0.0] * BINS
-    for start, end in _merged(spans):
-        first, last = start * BINS // total, min(BINS - 1, max(start, end - 1) * BINS // total)
-        for part in range(first, last + 1):
-            low, high = part * total / BINS, (part + 1) * total / BINS
-            shares[part] += max(0.0, min(end, high) - max(start, low)) / (high - low)
-    return [round(min(1.0, share), 3) for share in shares]
-
-
-def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(end, merged[-1][1])
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def _cited(citation: Mapping[str, Any], excerpt: Excerpt) -> dict[str, Any]:
-    before, after = excerpt(citation)
-    names = ("source", "start", "end", "quote")
-    return {**{name: citation[name] for name in names}, "before": before, "after": after}
+def _cited(citation: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """A citation with what stands around it in its source, where that can be read and has not changed."""
+    text, start, end = texts.get(str(citation["source"]), ""), citation["start"], citation["end"]
+    found = text[start:end] == citation["quote"]
+    before, after = (text[max(0, start - AROUND) : start], text[end : end + AROUND]) if found else ("", "")
+    return {**{name: citation[name] for name in ("source", "start", "end", "quote")}, "before": before, "after": after}
 
 
 def _text(text: Text | None) -> dict[str, Any]:

@@ -269,7 +269,7 @@ function drawTime(found) {
 
 function drawStrip() {
   const { sources, scanned, read, cited } = run.strip;
-  if (!sources.length) { byId("covered").hidden = true; return; }
+  if (!read.length) { byId("strip").hidden = true; return; }
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", `0 0 ${read.length} 54`);
   svg.setAttribute("preserveAspectRatio", "none");
@@ -282,7 +282,7 @@ function drawStrip() {
     path.setAttribute("fill", `var(--${name})`);
     svg.append(path);
   }
-  svg.onmousemove = (event) => {
+  if (sources.length) svg.onmousemove = (event) => {
     const box = svg.getBoundingClientRect();
     const total = sources.reduce((sum, each) => sum + each[1], 0);
     let at = Math.floor(((event.clientX - box.left) / box.width) * total);
@@ -302,11 +302,15 @@ function key(parent, pairs) {
 
 function drawCoverage() {
   const { scanned, read } = run.coverage;
+  if (read === null || read === undefined) { byId("covered").hidden = true; return; }
   const share = (part) => (part === null || part === undefined ? "unknown" : `${(part * 100).toFixed(part && part < 0.1 ? 1 : 0)} %`);
   const told = byId("coverage");
   key(told, [["scanned", `scanned by code: ${share(scanned)}`], ["read", `read by a model: ${share(read)}`], ["cited", "cited"]]);
   told.append("; what is empty in every row was never touched.");
-  if (run.unread.length) put(make("p", undefined, told.parentNode, "quiet"), `Not read: ${run.unread.join("; ")}`);
+  if (!run.unread.length) return;
+  const parts = run.unread.map((part) => `${part.source}, ${number(part.start)} to ${number(part.end)}`);
+  if (run.unread_more) parts.push(`${number(run.unread_more)} shorter parts`);
+  put(make("p", undefined, told.parentNode, "quiet"), `Read by no model: ${parts.join("; ")}`);
 }
 
 // ---- the rest
