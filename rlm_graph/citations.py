@@ -12,8 +12,12 @@ from langchain_core.stores import BaseStore
 from rlm_graph.context import binding
 from rlm_graph.kernel.inside.load import decoded
 from rlm_graph.kernel.inside.pieces import items
-from rlm_graph.outcome import Citation, Coverage
+from rlm_graph.kernel.intake import NOWHERE
+from rlm_graph.outcome import Citation, Coverage, CoverageMap
 from rlm_graph.state import Cell, Source
+
+EVERYWHERE = "9" * len(NOWHERE)
+"""The map of a text that was looked at whole."""
 
 
 def standing(passages: Sequence[Sequence[Any]], source: Source, store: BaseStore[str, bytes]) -> list[Citation]:
@@ -67,8 +71,11 @@ def coverage_of(journal: Iterable[Cell], source: Source, *, direct: bool) -> Cov
         direct: Whether a model read the whole in one prompt.
     """
     if direct:
-        return {"chars": source.get("chars", 0), "scanned": 0.0, "read": 1.0, "unread": [], "unread_more": 0}
+        map: CoverageMap = {"scanned": NOWHERE, "read": EVERYWHERE}
+        chars = source.get("chars", 0)
+        return {"chars": chars, "scanned": 0.0, "read": 1.0, "unread": [], "unread_more": 0, "map": map}
     told: Mapping[str, Any] = {}
+    nowhere: CoverageMap = {"scanned": NOWHERE, "read": NOWHERE}
     for cell in journal:
         told = cell["report"].get("coverage") or told
     chars = told.get("chars") or source.get("chars") or 0
@@ -79,6 +86,7 @@ def coverage_of(journal: Iterable[Cell], source: Source, *, direct: bool) -> Cov
         "read": _share(told.get("read", 0), chars),
         "unread": [{"source": name, "start": start, "end": end} for name, start, end in unread],
         "unread_more": told.get("unread_more", 0) if told else source.get("items", 1),
+        "map": told.get("map", nowhere),
     }
 
 

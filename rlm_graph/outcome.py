@@ -17,6 +17,16 @@ class Citation(TypedDict):
     quote: str
 
 
+class CoverageMap(TypedDict):
+    """Where in a text something was: 200 digits, one for each equal part of it, 0 for nothing to 9 for all of it.
+
+    Several texts stand one behind the other, in the context's own order.
+    """
+
+    scanned: str
+    read: str
+
+
 class Coverage(TypedDict):
     """How much of the text was looked at.
 
@@ -32,3 +42,4 @@ class Coverage(TypedDict):
     """The longest parts that no model read: `{"source", "start", "end"}`, at most 20."""
     unread_more: int
     """How many further parts there are."""
+    map: CoverageMap

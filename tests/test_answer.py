@@ -77,6 +77,8 @@ async def test_coverage_says_what_was_scanned_what_was_read_and_what_was_not(sce
     assert out["coverage"]["read"] == 0.5
     assert 0.4 < out["coverage"]["scanned"] < 0.6
     assert out["coverage"]["unread"] == [{"source": "text", "start": 4 * size, "end": 8 * size}]
+    assert out["coverage"]["map"]["read"] == "9" * 100 + "0" * 100
+    assert set(out["coverage"]["map"]["scanned"][:40]) == {"9"}
 
 
 async def test_texts_in_plain_prompts_are_found_again(scene: Any) -> None:
@@ -92,6 +94,7 @@ async def test_a_text_read_in_one_prompt_is_covered(scene: Any) -> None:
     s = scene(lambda _: "so it is")
     out = await s.rlm(direct_below=16_000).ainvoke({"question": "q", "context": TEXT})
     assert (out["coverage"]["read"], out["citations"], out["verified"]) == (1.0, [], 0)
+    assert out["coverage"]["map"] == {"scanned": "0" * 200, "read": "9" * 200}
 
 
 def contexts(folder: Path) -> dict[str, Any]:

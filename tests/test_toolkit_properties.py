@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlm_graph.kernel.inside.cutting import PACKED, SECTIONS
 from rlm_graph.kernel.inside.pieces import Piece
+from rlm_graph.kernel.inside.reading import PARTS, mapped
 from rlm_graph.kernel.inside.toolkit import names
 
 ALPHABET = st.one_of(
@@ -113,3 +114,19 @@ def test_grep_finds_the_lines_that_hold_a_text(text: str, needle: str, start: in
 def test_search_says_where_its_passages_are(texts: list[str], query: str) -> None:
     search: Any = names(Kernel(texts))["search"]
     assert all(texts[p.source][p.start : p.end] == p for p in search(query))
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 900), min_size=1), st.data())
+def test_the_map_of_spans_counts_characters(sizes: dict[str, int], data: st.DataObject) -> None:
+    place = st.tuples(st.integers(0, 900), st.integers(0, 900))
+    spans = data.draw(st.dictionaries(st.sampled_from("abc"), st.lists(place, max_size=5)))
+    inside = [any(s <= at < e for s, e in spans.get(name, ())) for name, size in sizes.items() for at in range(size)]
+    for part, digit in enumerate(mapped(spans, sizes)):
+        low, high = part * len(inside) / PARTS, (part + 1) * len(inside) / PARTS
+        share = sum(
+            max(0.0, min(at + 1, high) - max(at, low))
+            for at in range(int(low), min(len(inside), int(high) + 1))
+            if inside[at]
+        ) / (high - low)
+        assert (digit == "0") == (share < 1e-9)
+        assert digit == "0" or abs(int(digit) - max(1, share * 9)) <= 1.01

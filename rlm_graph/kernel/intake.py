@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast, get_args
 
 from ..state import Call, CallKind, Done
 from .inside.bound import bounded
 from .inside.frames import Malformed
+from .inside.reading import PARTS
 
 # Escaping and the line that counts what is left out add to what the kernel was asked to keep.
 _SLACK = 500
 _ERROR_LIMIT = 8_000
 _NAME_LIMIT = 200
 _VARIABLES = 40
+_MAP = re.compile(f"[0-9]{{{PARTS}}}")
+
+NOWHERE = "0" * PARTS
+"""The map of a text of which nothing was looked at."""
 _UNREAD = 20
 _KINDS = frozenset(get_args(CallKind))
 
@@ -119,7 +125,14 @@ def _read_coverage(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict) or not isinstance(value.get("unread"), list):
         return None
     unread = [row for row in value["unread"][:_UNREAD] if _is_span(row)]
-    return {name: _whole(value.get(name)) for name in ("chars", "scanned", "read", "unread_more")} | {"unread": unread}
+    counts = {name: _whole(value.get(name)) for name in ("chars", "scanned", "read", "unread_more")}
+    return counts | {"unread": unread, "map": _read_map(value.get("map"))}
+
+
+def _read_map(value: Any) -> dict[str, str]:
+    rows = value if isinstance(value, dict) else {}
+    given = {name: rows.get(name) for name in ("scanned", "read")}
+    return {name: row if isinstance(row, str) and _MAP.fullmatch(row) else NOWHERE for name, row in given.items()}
 
 
 def _read_variables(value: Any) -> list[list[Any]]:

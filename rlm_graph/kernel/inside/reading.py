@@ -7,7 +7,7 @@ looked up; what cannot be found there counts as not read, so the shares are rath
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .calls import Request
@@ -19,6 +19,8 @@ _INDEXED = 30_000_000
 _HELD = 2_000
 """Spans of a source after which they are joined."""
 _TOLD = 20
+PARTS = 200
+"""Equal parts of the context in its map."""
 _SHORT_GAP = 2
 """Characters between two read spans that do not count as unread: a line's end."""
 
@@ -79,6 +81,7 @@ class Reading:
             "read": sum(covered(self._read.get(source, []), size) for source, size in sizes.items()),
             "unread": [list(part) for part in unread if part in told],
             "unread_more": len(unread) - len(longest),
+            "map": {"scanned": mapped(self._scanned, sizes), "read": mapped(self._read, sizes)},
         }
 
     def _all(self) -> dict[str | int, str]:
@@ -154,6 +157,23 @@ def joined(spans: Sequence[Span]) -> list[Span]:
         elif end > start:
             whole.append((start, end))
     return whole
+
+
+def mapped(spans: Mapping[str | int, Sequence[Span]], sizes: Mapping[str | int, int]) -> str:
+    """Where in the texts, one behind the other, the spans are: `PARTS` digits, from 0 for nothing to 9 for all."""
+    total, at = sum(sizes.values()), 0
+    held = [0.0] * PARTS
+    for source, size in sizes.items():
+        for start, end in joined([(max(0, start), min(end, size)) for start, end in spans.get(source, ())]):
+            for part in range((at + start) * PARTS // total, min(PARTS, -(-(at + end) * PARTS // total))):
+                low, high = part * total / PARTS, (part + 1) * total / PARTS
+                held[part] += max(0.0, min(at + end, high) - max(at + start, low))
+        at += size
+    return "".join(_digit(characters * PARTS / total) if characters else "0" for characters in held)
+
+
+def _digit(share: float) -> str:
+    return str(max(1, min(9, int(share * 9 + 0.001))))
 
 
 def covered(spans: Sequence[Span], size: int) -> int:
