@@ -105,6 +105,17 @@ class Left:
     cost: float | None = None
     seconds: float | None = None
 
+    def share(self, parts: int) -> dict[str, float]:
+        """One of so many equal parts, as limits; seconds are not divided. 0 of something is no room to start with."""
+        share: dict[str, float] = {"max_calls": max(0, self.calls) // parts}
+        if self.tokens is not None:
+            share["max_tokens"] = max(0, self.tokens) // parts
+        if self.cost is not None:
+            share["max_cost"] = max(0.0, self.cost) / parts
+        if self.seconds is not None:
+            share["max_seconds"] = max(0.0, self.seconds)
+        return share
+
     def lacking(self, calls: int, need: Amount) -> Limit | None:
         """The limit that so many more calls, which need so much, would not fit."""
         if self.seconds is not None and self.seconds <= 0:
@@ -130,7 +141,7 @@ class Ledger:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._lock = threading.Lock()
         self._reserved: set[str] = set()
         self._settled: set[str] = set()
@@ -213,6 +224,7 @@ class Ledger:
         """Gives back what a call held that came to nothing."""
         with self._lock:
             self._held.pop(id, None)
+            self._lent.pop(id, None)
             self._queue.pop(id, None)
 
     def settle(self, id: str, spent: Spent | None, *, failed: bool = False) -> None:
@@ -249,29 +261,23 @@ class Ledger:
         with self._lock:
             self._over = self._over or limit
 
-    def lend(self, id: str, parts: int = 1) -> dict[str, float]:
+    def lend(self, id: str, parts: int = 1, share: Mapping[str, float] | None = None) -> dict[str, float]:
         """Holds a share of what is left for a run that keeps a ledger of its own, elsewhere, to answer a call.
 
         Args:
             id: The call's id. The share is given back when it is settled (`settle_remote`) or released.
             parts: How many such runs are to share what is left, this one included.
+            share: What an earlier process lent for this call, and is still lent; None: a new share.
 
         Returns:
-            The share as limits: those of `max_calls`, `max_tokens`, `max_cost` and `max_seconds` that are limited.
-            Seconds are not divided. An empty share (0 of something) is no room to start with.
+            The share: see `Left.share`.
         """
         with self._lock:
-            left = self._left()
-            share: dict[str, float] = {"max_calls": max(0, left.calls) // parts}
-            if left.tokens is not None:
-                share["max_tokens"] = max(0, left.tokens) // parts
-            if left.cost is not None:
-                share["max_cost"] = max(0.0, left.cost) / parts
-            if left.seconds is not None:
-                share["max_seconds"] = max(0.0, left.seconds)
-            self._lent[id] = int(share["max_calls"])
-            self._held[id] = Amount(int(share.get("max_tokens", 0)), share.get("max_cost", 0.0))
-            return share
+            lent = self._left().share(parts) if share is None else dict(share)
+            if id not in self._settled:
+                self._lent[id] = int(lent["max_calls"])
+                self._held[id] = Amount(int(lent.get("max_tokens", 0)), lent.get("max_cost", 0.0))
+            return lent
 
     def settle_remote(self, id: str, usage: Mapping[str, Any], depth: int = 1, *, failed: bool = False) -> None:
         """Notes the `usage` of a run elsewhere, at this depth, that had a share; gives back the rest of it."""
@@ -367,7 +373,7 @@ class Ledger:
         taken = self._total + self._kept
         if held:
             taken = sum(self._held.values(), taken)
-        limits = self._limits
+        limits = self.limits
         return Left(
             limits.max_calls - self._calls(),
             None if limits.max_tokens is None else limits.max_tokens - taken.tokens,
@@ -381,6 +387,7 @@ class Ledger:
 
     def _spend(self, id: str, spent: Spent | None) -> None:
         self._held.pop(id, None)
+        self._lent.pop(id, None)
         if spent is not None and id not in self._spent:
             self._spent[id] = spent
             self._total += _amount(spent)

@@ -44,8 +44,8 @@ async def place(
         NoRoom: A limit does not allow it.
     """
     texts = [m.text for m in messages]
-    keep = _next_turn(settings, texts) if depth == 0 else None
-    async with tree.slot() as threads, tree.room(id, most_of(settings, depth, texts), keep):
+    keep = _next_turn(tree, settings, texts) if depth == 0 else None
+    async with tree.slot() as threads, tree.room(id, most_of(tree, settings, depth, texts), keep):
         yield threads
 
 
@@ -59,16 +59,16 @@ def spent_on(reply: AIMessage, messages: Sequence[BaseMessage], settings: Settin
     return Spent(models.name_of(settings.model(depth)), depth, usage["input_tokens"], usage["output_tokens"], dollars)
 
 
-def most_of(settings: Settings, depth: int, texts: Sequence[str]) -> Amount:
+def most_of(tree: Tree, settings: Settings, depth: int, texts: Sequence[str]) -> Amount:
     """What a call with these messages can come to at most."""
-    if not _bounded(settings):
+    if not _bounded(tree):
         return NOTHING
     return _amount(settings, depth, _prompt(texts), models.longest_reply(settings.model(depth)))
 
 
-def least_of(settings: Settings, depth: int, prompts: Sequence[str]) -> Amount:
+def least_of(tree: Tree, settings: Settings, depth: int, prompts: Sequence[str]) -> Amount:
     """What calls with these prompts come to at least."""
-    if not _bounded(settings):
+    if not _bounded(tree):
         return NOTHING
     return _amount(settings, depth, sum(count_tokens(prompt) for prompt in prompts), 0)
 
@@ -81,16 +81,17 @@ def about(settings: Settings, depth: int, prompts: Sequence[str], reply: int) ->
     return cost(_usage(sum(count_tokens(prompt) for prompt in prompts), reply * len(prompts)))
 
 
-def _next_turn(settings: Settings, texts: Sequence[str]) -> Amount:
+def _next_turn(tree: Tree, settings: Settings, texts: Sequence[str]) -> Amount:
     """What the root's turn after this one can come to at most."""
-    if not _bounded(settings):
+    if not _bounded(tree):
         return NOTHING
     reply = models.longest_reply(settings.model(0))
     return _amount(settings, 0, _prompt(texts) + reply + estimate(settings.limits.cell_output), reply)
 
 
-def _bounded(settings: Settings) -> bool:
-    return settings.limits.max_tokens is not None or settings.limits.max_cost is not None
+def _bounded(tree: Tree) -> bool:
+    limits = tree.ledger.limits
+    return limits.max_tokens is not None or limits.max_cost is not None
 
 
 def _prompt(texts: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from langgraph.types import Command, interrupt
 from langgraph_sdk.errors import NotFoundError
 
 from rlm_graph import models
+from rlm_graph.budget import Budget
 from rlm_graph.errors import RLMError
 
 _PATIENCE_SECONDS = 180.0
@@ -42,10 +43,11 @@ class Lost(Exception):
 
 
 class Asked(TypedDict):
-    """The input of a remote RLM: its context by reference."""
+    """The input of a remote RLM: its context by reference, and its share of what is left of our limits."""
 
     question: str
     context: dict[str, str]
+    budget: Budget | None
 
 
 async def answer(graph: RemoteGraph, id: str, asked: Asked, config: RunnableConfig) -> dict[str, Any]:

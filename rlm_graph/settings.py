@@ -15,6 +15,7 @@ from langgraph.pregel.remote import RemoteGraph
 
 from rlm_graph import models, prices
 from rlm_graph.approval import Approval
+from rlm_graph.budget import Budget
 from rlm_graph.checks import Verify
 from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.session import KernelOptions
@@ -75,6 +76,16 @@ class Settings:
     def schema(self, depth: int) -> dict[str, Any] | None:
         """JSON schema of the answer of the RLM at `depth`: only the one at the top answers the caller."""
         return self.format.schema if self.format is not None and depth == 0 else None
+
+    def can_count(self, budget: Budget) -> None:
+        """Sees to it that what a caller grants can be counted here.
+
+        Raises:
+            PriceError: It bounds the cost, and a price is not known.
+        """
+        if "max_cost" in budget:
+            named = {models.name_of(model): self.cost(depth) for depth, model in enumerate(self.models)}
+            prices.known_for(named, "max_cost in a budget")
 
     def kernel_options(self) -> KernelOptions:
         """The kernel's share of the limits."""

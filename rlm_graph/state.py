@@ -6,18 +6,19 @@ and a JSON client can write it and read it back. What lives on the host only is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
 from langchain_core.messages import AnyMessage
 from langgraph.channels.delta import DeltaChannel
-from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.graph.message import add_messages
 from langgraph.managed import RemainingSteps
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 from typing_extensions import TypedDict
 
+from rlm_graph.budget import Budget, Granted
+from rlm_graph.given import Given
 from rlm_graph.outcome import Citation, Coverage
 
 Phase = Literal["probe", "filter", "chunk", "compose"]
@@ -249,28 +250,6 @@ StopReason = Literal[
 ]
 
 
-class Opaque:
-    """A raw context on its way from the caller to `load`.
-
-    Streams, traces and their serializers show it by its type alone: the value is in a closure, out of their reach.
-    """
-
-    __slots__ = ("take",)
-
-    def __init__(self, value: Any) -> None:
-        self.take: Callable[[], Any] = lambda: value
-
-    def __repr__(self) -> str:
-        return f"<context: {type(self.take()).__name__}>"
-
-
-class Intake(UntrackedValue[Any]):
-    """A channel that no checkpoint keeps and no stream event shows the inside of."""
-
-    def update(self, values: Sequence[Any]) -> bool:
-        return super().update([v if v is None or isinstance(v, Opaque) else Opaque(v) for v in values])
-
-
 def _append(entries: Sequence[Any] | None, writes: Sequence[Sequence[Any]]) -> list[Any]:
     joined = list(entries or ())
     for write in writes:
@@ -287,35 +266,17 @@ def _of_the_latest_wave(settled: list[Settled], new: list[Settled]) -> list[Sett
 class Input(TypedDict, total=False):
     """What a caller gives.
 
-    `question`, or `messages` whose last human message is the question. `context` is a `str`, a list of them, documents,
-    a mapping, JSON-like data, a `pathlib.Path` (or several, or a directory), or what `hold()` returned; a path and a
-    held context cost no checkpoint anything.
+    `question`, or `messages` whose last human message is the question. From Python, `context` may also be documents or
+    a `pathlib.Path` (or several, or a directory); a path and a held context cost no checkpoint anything.
     """
 
     question: Annotated[
         str,
         Field(title="Question", description="What to find out. Left empty, the last human message is the question."),
     ]
-    messages: Annotated[
-        list[AnyMessage],
-        Field(title="Messages", description="A conversation, instead of a question."),
-        add_messages,
-    ]
-    context: Annotated[
-        Any,
-        WithJsonSchema(
-            {
-                "title": "Context",
-                "description": (
-                    "What to read: a text, or the name of one of the contexts that this graph offers; also a list of "
-                    "texts, a mapping of names to texts, JSON-like data, or a reference that hold() returned. Left "
-                    "empty, the thread's earlier context."
-                ),
-                "anyOf": [{"type": "string"}, {"type": "array", "items": {}}, {"type": "object"}],
-            }
-        ),
-        Intake,
-    ]
+    messages: Annotated[list[AnyMessage], Field(title="Messages", description="In place of a question."), add_messages]
+    context: Given
+    budget: Granted
 
 
 class NestedInput(TypedDict, total=False):
@@ -333,6 +294,8 @@ class NestedCall(TypedDict):
     id: str
     question: str
     source: Source
+    share: Budget | None
+    """What one that runs elsewhere may come to."""
 
 
 class Output(TypedDict, total=False):

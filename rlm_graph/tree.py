@@ -22,6 +22,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.stores import BaseStore, InMemoryByteStore
 
 from rlm_graph.approval import Approval
+from rlm_graph.budget import Budget, within
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Amount, Ledger, Limit, Limits, Spent
 from rlm_graph.state import Reply, Source
@@ -231,8 +232,20 @@ class Tree:
             raise KeyError(key)
         return json.loads(data)
 
+    async def grant(self, budget: Budget) -> None:
+        """Narrows the limits to what the caller grants, here and in a process that goes on with the run.
+
+        Raises:
+            ValueError: See `budget.within`.
+        """
+        self.ledger.limits = within(self.ledger.limits, budget)
+        await self.store.amset([(f"run/{self.run}/granted/{self.id}", _dump(budget))])
+
     async def rebuild(self) -> None:
-        """Makes the ledger from the record: what was reserved and spent before this process."""
+        """Makes the ledger from the record: what was granted, reserved and spent before this process."""
+        [granted] = await self.store.amget([f"run/{self.run}/granted/{self.id}"])
+        if granted is not None:
+            self.ledger.limits = within(self.ledger.limits, json.loads(granted))
         await self._settle([key async for key in self.store.ayield_keys(prefix=f"run/{self.run}/reply/")], turns=False)
         await self._settle([key async for key in self.store.ayield_keys(prefix=f"run/{self.run}/turn/")], turns=True)
 

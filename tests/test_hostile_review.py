@@ -15,9 +15,9 @@ from langgraph.types import Command
 
 from model_server import Answer, Request, scripted
 from rlm_graph import Limits, hold
+from rlm_graph.given import Opaque
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.session import close_all
-from rlm_graph.state import Opaque
 from rlm_graph.sweep import DAY, sweep
 
 TEXT = "some text to work on. " * 100

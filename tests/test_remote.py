@@ -18,7 +18,7 @@ from langgraph.types import Command
 from conftest import Scene
 from dev_server import DevServer, free_port
 from model_server import scripted
-from rlm_graph import hold
+from rlm_graph import Limits, hold
 from rlm_graph.remote import Asked, answer
 from rlm_graph.store import FolderStore
 
@@ -86,6 +86,14 @@ async def called(server: DevServer) -> dict[str, list[str]]:
     return {thread: [run["status"] for run in own] for thread, own in runs.items()}
 
 
+async def budget(server: DevServer, thread: str) -> Any:
+    """What the run of a thread was granted."""
+    client = reader(server).client
+    assert client is not None
+    (run,) = await client.runs.list(thread)
+    return run["kwargs"]["input"]["budget"]
+
+
 async def test_a_picture_of_the_graph_asks_no_server(scene: Any) -> None:
     nowhere = RemoteGraph("reader", url=f"http://127.0.0.1:{free_port()}")
     drawn = scene(scripted(TELL)).rlm(sub_graph=nowhere).get_graph(xray=True)
@@ -95,7 +103,7 @@ async def test_a_picture_of_the_graph_asks_no_server(scene: Any) -> None:
 @pytest.mark.slow
 async def test_nested_rlms_run_on_the_server_and_stream_from_there(scene: Any, server: DevServer) -> None:
     before = await called(server)
-    rlm = scene(scripted(ASK_EACH)).rlm(sub_graph=reader(server))
+    rlm = scene(scripted(ASK_EACH)).rlm(sub_graph=reader(server), limits=Limits(max_calls=11))
     nodes: set[str] = set()
     async for space, part in rlm.astream({"question": "?", "context": numbered(3)}, subgraphs=True):
         if any(name.startswith("rlm:") for name in space):
@@ -105,7 +113,12 @@ async def test_nested_rlms_run_on_the_server_and_stream_from_there(scene: Any, s
     assert (out["answer"], out["stop_reason"]) == ("3", "answered")
     assert {"load", "compose"} <= nodes
     after = await called(server)
-    assert [after[thread] for thread in set(after) - set(before)] == [["success"]] * 3
+    new = set(after) - set(before)
+    assert [after[thread] for thread in new] == [["success"]] * 3
+    # What they came to is in our usage; each had its share of the 8 calls that were left, one part of which we kept.
+    assert out["usage"]["by_model"]["offline-reader"]["calls"] == 3
+    assert set(out["usage"]["by_depth"]) == {"0", "2"}
+    assert [await budget(server, thread) for thread in new] == [{"max_calls": 2}] * 3
 
 
 @pytest.mark.slow
@@ -115,7 +128,7 @@ def test_a_synchronous_run_has_them_too(scene: Any, server: DevServer) -> None:
 
 
 def asked(text: str) -> Asked:
-    return {"question": QUESTION, "context": {"type": "rlm_context", "id": hold(text)["id"]}}
+    return {"question": QUESTION, "context": {"type": "rlm_context", "id": hold(text)["id"]}, "budget": None}
 
 
 @pytest.mark.slow

@@ -222,7 +222,7 @@ async def _end(
         rests_on, unfounded = await _rests_on(state, tree, settings, reason)
         warnings += unfounded
     if reason in ("max_calls", "max_tokens", "max_cost", "max_seconds"):
-        warnings.append(_ended_by(reason, settings.limits, usage))
+        warnings.append(_ended_by(reason, tree.ledger.limits, usage))
     ended: dict[str, Any] = {
         "answer": answer,
         "usage": usage,

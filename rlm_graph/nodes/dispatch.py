@@ -167,7 +167,7 @@ def reserve(
         most: See `Ledger.reserve`.
     """
     calls = [kernel.waiting[id] for id in group]
-    need = paid.least_of(settings, depth + 1, [prompt_of(c) for c in calls if c.kind in ("llm", "sub")])
+    need = paid.least_of(tree, settings, depth + 1, [prompt_of(c) for c in calls if c.kind in ("llm", "sub")])
     verdict = tree.ledger.reserve([paid_as(kernel, id) for id in group], most, need)
     if verdict == "reserved" or verdict == "unasked":
         return verdict
@@ -243,7 +243,9 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     plain = [id for id in going if id not in nests and id not in asking]
     alone = [id for id in going if id in asking][:NESTED_AT_ONCE]
     nested = [id for id in going if id in nests][:NESTED_AT_ONCE]
-    keys = [await _nest(kernel, id, tree, settings) for id in nested]
+    # One part of what is left stays for the other calls of the tree.
+    parts = range(len(nested) + 1, 1, -1)
+    keys = [await _nest(kernel, id, tree, settings, n) for id, n in zip(nested, parts, strict=True)]
     # LangGraph runs a single task of a synchronous run in the caller's own thread, where Ctrl-C reaches it.
     batch = max(1, len(plain)) if models.is_synchronous() else BATCH
     batches = [
@@ -291,8 +293,11 @@ def _nothing(state: State) -> Wave:
     }
 
 
-async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings) -> str | None:
-    """Stores what a nested RLM will be asked; a context that cannot be one is told to the cell."""
+async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings, parts: int) -> str | None:
+    """Stores what a nested RLM will be asked; a context that cannot be one is told to the cell.
+
+    One that runs elsewhere keeps a ledger of its own, so it gets a share of what is left: one of so many parts.
+    """
     question, given = nested_question(kernel.waiting[id])
     try:
         source = await asyncio.to_thread(take_in, given, settings.store, from_cell=True)
@@ -300,9 +305,12 @@ async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings) -> str 
         await tree.record(id, _error("SubCallError", f"rlm_query: {error}"))
         kernel.deliver(await tree.replies([id]))
         return None
+    share = None
     if settings.sub_graph is None:
         pool.prepare(id, settings.kernel_options(), parent=kernel.run)
-    return await tree.put({"id": id, "question": question, "source": source})
+    else:
+        share = tree.ledger.lend(id, parts)
+    return await tree.put({"id": id, "question": question, "source": source, "share": share})
 
 
 def groups(calls: Mapping[str, Call], ids: Iterable[str]) -> list[list[str]]:

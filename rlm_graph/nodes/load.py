@@ -12,11 +12,12 @@ from langchain_core.runnables import RunnableConfig
 from rlm_graph import context, flow, models
 from rlm_graph.conversation import LONG_MESSAGE, ends_of
 from rlm_graph.errors import ContextError
+from rlm_graph.given import Opaque
 from rlm_graph.identity import new_run
 from rlm_graph.kernel import isolation, pool
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
-from rlm_graph.state import Opaque, Source, State
+from rlm_graph.state import Source, State
 from rlm_graph.sweep import keep_small, touch
 from rlm_graph.tree import tree_of
 
@@ -49,6 +50,9 @@ def load(settings: Settings, depth: int) -> Node:
             opened["warnings"].append(f"context {given!r} was taken as a text; what can be named is: {names}")
         tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
         tree.ledger.go_on(time.monotonic() - begun)
+        if budget := state.get("budget"):
+            settings.can_count(budget)
+            await tree.grant(budget)
         await tree.needs(sources)
         await asyncio.to_thread(touch, settings.store, [source["id"] for source in sources])
         if depth == 0:
@@ -70,6 +74,7 @@ def _opened(state: State, sources: list[Source]) -> dict[str, Any]:
     number = state["start"]["question"] + 1 if state.get("start") else 0
     return {
         "context": None,
+        "budget": None,
         "sources": sources,
         "run": run,
         "tree": (not number and state.get("tree")) or f"{run}.{number}",

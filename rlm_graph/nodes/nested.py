@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.graph.state import CompiledStateGraph
@@ -14,10 +14,11 @@ from rlm_graph import models, paid, prompts, remote
 from rlm_graph.errors import RLMError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
+from rlm_graph.ledger import NOTHING, Limit
 from rlm_graph.nodes.cell import Node, among_siblings, asked_by, working_on
 from rlm_graph.nodes.dispatch import over_budget
 from rlm_graph.settings import Settings
-from rlm_graph.state import Asked, NestedCall, NestedInput, Reply, SubCall
+from rlm_graph.state import Asked, NestedCall, NestedInput, Reply, SubCall, Usage
 from rlm_graph.trace.watched import show
 from rlm_graph.tree import Tree, tree_of
 
@@ -30,6 +31,8 @@ _GRACE_SECONDS = 2.0
 Output = dict[str, Any]
 Answer = Callable[[NestedCall, str], Coroutine[Any, Any, Output]]
 """Answers a call of the tree with this id."""
+Replied = tuple[Reply, Usage | None]
+"""A reply, and what the run that made it came to."""
 
 
 def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any]) -> RunnableLambda[Any, Any]:
@@ -56,7 +59,8 @@ def remote_rlm(settings: Settings, depth: int, graph: RemoteGraph) -> Node:
     async def act(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
         async def answer(call: NestedCall, tree: str) -> Output:
             context = {"type": "rlm_context", "id": call["source"]["id"]}
-            return await remote.answer(graph, call["id"], {"question": call["question"], "context": context}, config)
+            given: remote.Asked = {"question": call["question"], "context": context, "budget": call["share"]}
+            return await remote.answer(graph, call["id"], given, config)
 
         return await _settled(settings, depth, state, config, answer)
 
@@ -78,47 +82,65 @@ async def _settled(
             if id not in known:
                 asked: Asked = {"id": id, "kind": "rlm", "prompt": call["question"], "context": None, "nth": 0}
                 tree.log.asks(asked_by(state, depth), {id: asked})
-                # Its first turn is what it comes to at least.
-                need = paid.most_of(settings, depth + 1, [prompts.system_for(settings.limits, depth + 1, None)])
-                if limit := tree.ledger.left(held=False).lacking(0, need):
-                    tree.ledger.ran_into(limit)
-                    known[id] = over_budget(tree, 1, need, limit)
+                known[id], usage = await _within_limits(settings, depth, kernel, tree, call, answer)
+                if call["share"] is None or usage is None:
+                    keep = tree.record(id, known[id])
                 else:
-                    known[id] = await while_wanted(kernel, tree, _reply(answer(call, tree.id)))
-                if said := await tree.record(id, known[id]):
+                    keep = tree.record_remote(id, known[id], usage, depth + 1)
+                if said := await keep:
                     show(said)
             if kernel is not None:
                 kernel.deliver(known)
     return {"settled": [{"wave": state["wave"], "calls": 1, "taken_up": 0}]}
 
 
+async def _within_limits(
+    settings: Settings, depth: int, kernel: Kernel | None, tree: Tree, call: NestedCall, answer: Answer
+) -> Replied:
+    """Has a call answered where there is room for it: here for its first turn at least, elsewhere for its share."""
+    need, share = NOTHING, call["share"]
+    if share is not None:
+        tree.ledger.lend(call["id"], share=cast(dict[str, float], share))
+        empty: tuple[Limit, ...] = ("max_tokens", "max_cost", "max_seconds")
+        limit = next((name for name in empty if share.get(name, 1) <= 0), None)
+    else:
+        need = paid.most_of(tree, settings, depth + 1, [prompts.system_for(settings.limits, depth + 1, None)])
+        limit = tree.ledger.left(held=False).lacking(0, need)
+    if limit:
+        tree.ledger.ran_into(limit)
+        return over_budget(tree, 1, need, limit), None
+    return await while_wanted(kernel, tree, _reply(answer(call, tree.id)))
+
+
 def _input(call: NestedCall, tree: str) -> NestedInput:
     return {"question": call["question"], "sources": [call["source"]], "run": call["id"], "tree": tree}
 
 
-async def while_wanted(kernel: Kernel | None, tree: Tree, answered: Coroutine[Any, Any, Reply]) -> Reply:
+async def while_wanted(kernel: Kernel | None, tree: Tree, answered: Coroutine[Any, Any, Replied]) -> Replied:
     """Goes on with a nested RLM as long as there is time, and the cell that asked has not ended without it."""
     task = asyncio.ensure_future(answered)
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=_LOOK_SECONDS)
             if kernel is not None and kernel.outcome is not None:
-                return Reply(error="SubCallError", message=prompts.NESTED_UNWANTED)
+                return Reply(error="SubCallError", message=prompts.NESTED_UNWANTED), None
             seconds = tree.ledger.left().seconds
             if seconds is not None and seconds < -_GRACE_SECONDS:
-                return Reply(error="SubCallError", message=prompts.CUT_OFF)
+                return Reply(error="SubCallError", message=prompts.CUT_OFF), None
         return task.result()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _reply(answered: Coroutine[Any, Any, Output]) -> Reply:
+async def _reply(answered: Coroutine[Any, Any, Output]) -> Replied:
     try:
         out = await answered
     except RLMError as error:
-        return Reply(error="SubCallError", message=prompts.NESTED_FAILED.format(error=error))
+        return Reply(error="SubCallError", message=prompts.NESTED_FAILED.format(error=error)), None
     text = out["answer"] if isinstance(out.get("answer"), str) else str(out.get("answer") or "")
     if not text.strip():
-        return Reply(error="SubCallError", message=prompts.NESTED_SILENT.format(reason=out.get("stop_reason")))
-    return Reply(text=text)
+        return Reply(error="SubCallError", message=prompts.NESTED_SILENT.format(reason=out.get("stop_reason"))), out[
+            "usage"
+        ]
+    return Reply(text=text), out["usage"]
