@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_graph.approval import Approval
 from rlm_graph.context import hold
 from rlm_graph.graph import build_rlm, create_rlm
+from rlm_graph.kernel.gateway import Gateway
 from rlm_graph.ledger import Limits
 from rlm_graph.trace.recording import tracing
 from rlm_graph.trace.trajectory import read_trace, write_trace
@@ -26,6 +27,7 @@ _ON_DEMAND = {
 
 __all__ = [
     "Approval",
+    "Gateway",
     "Limits",
     "RLMChatModel",
     "RLMMiddleware",

@@ -44,6 +44,7 @@ DEFAULT_MODEL = "gpt-5-mini"
 KERNEL_NOTICE = {
     "bubblewrap": "caged by bubblewrap: no network, no file of yours, bounded memory, processes and time",
     "landlock": "caged by Landlock: no network, no file of yours, bounded memory, processes and time, but not the disk",
+    "gateway": "on the gateway that $JUPYTER_GATEWAY_URL names",
     "process": f"not caged: {isolation.UNCAGED}.\nkernel: Run it only on inputs and with models that you trust.",
 }
 """What keeps the model's code from the rest of the machine, by isolation."""

@@ -17,7 +17,8 @@ from langgraph.types import Checkpointer
 from rlm_graph import flow
 from rlm_graph.approval import Approval, above
 from rlm_graph.checks import Verify
-from rlm_graph.kernel.isolation import Isolation, check
+from rlm_graph.kernel.gateway import Gateway, place
+from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.chunk import chunk
 from rlm_graph.nodes.compose import compose
@@ -53,7 +54,7 @@ def create_rlm(
     cache: BaseCache[Any] | None = None,
     prices: Prices | None = None,
     approve_above: int | Approval | None = None,
-    isolation: Isolation = "auto",
+    isolation: Isolation | Gateway = "auto",
     verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
@@ -89,6 +90,8 @@ def create_rlm(
         isolation: What keeps the model's code from the rest of the machine. "bubblewrap": namespaces of its own, no
             network, no file of yours. "landlock": much the same without namespaces. "auto": the best that works
             here, and an error where none does. "process": nothing but an empty environment and bounded resources.
+            "gateway": it runs on the Jupyter gateway that JUPYTER_GATEWAY_URL and JUPYTER_GATEWAY_AUTH_TOKEN name, or
+            on the `Gateway(url, token=…)` given here.
         verify: How the answers of `sub_call(…)` are checked: `"evidence"`: form, ids, schema, confidence, and that
             every quote stands in its text; `"twice"`: as well that two answers agree, which takes twice the calls;
             `"off"`: not at all. What fails is asked again, `Limits.max_retries` times at most, then marked.
@@ -107,7 +110,7 @@ def create_rlm(
     Raises:
         ModelError: A model's name is not known, or its package is not installed.
         UnusableTool: A tool's name cannot be a function's in the kernel, or it wants what only an agent can give it.
-        ValueError: `isolation` is none of these.
+        ValueError: `isolation` is none of these, or the environment names no gateway.
         PriceError: A cost is to be bounded, and the price of a model is not known.
 
     Example:
@@ -150,7 +153,7 @@ def build_rlm(
     cache: BaseCache[Any] | None = None,
     prices: Prices | None = None,
     approve_above: int | Approval | None = None,
-    isolation: Isolation = "auto",
+    isolation: Isolation | Gateway = "auto",
     verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
     contexts: Mapping[str, Any] | None = None,
@@ -189,7 +192,6 @@ def build_rlm(
     limits = Limits() if limits is None else limits
     if not isinstance(limits, Limits):
         raise TypeError(f"limits is a Limits(…), not {type(limits).__name__}")
-    check(isolation)
     if verify not in get_args(Verify):
         raise ValueError(f"verify={verify!r}: one of {', '.join(get_args(Verify))}")
     of_each = models_by_depth(model, sub_model)
@@ -203,7 +205,7 @@ def build_rlm(
         cache=cache,
         approve_above=asked_above,
         costs=costs_of(of_each, prices, limits, asked_above),
-        isolation=isolation,
+        isolation=place(isolation),
         verify=verify,
         format=format_of(response_format),
         contexts=dict(contexts or {}),

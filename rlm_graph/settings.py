@@ -17,6 +17,7 @@ from rlm_graph import models, prices
 from rlm_graph.approval import Approval
 from rlm_graph.budget import Budget
 from rlm_graph.checks import Verify
+from rlm_graph.kernel.gateway import Gateway
 from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.ledger import Limits
@@ -57,7 +58,7 @@ class Settings:
     cache: BaseCache[Any] | None = None
     approve_above: Approval | None = None
     costs: tuple[Cost | None, ...] = ()
-    isolation: Isolation = "auto"
+    isolation: Isolation | Gateway = "auto"
     contexts: Mapping[str, Any] = field(default_factory=dict)
     sub_graph: RemoteGraph | None = None
     name: str = "rlm"

@@ -1,4 +1,4 @@
-"""The host's end of the bridge: frames over an inherited socket pair, on the background loop.
+"""The host's end of the bridge: frames over whatever transport leads to the kernel, on the background loop.
 
 What comes in was written by a process that runs hostile code: nothing in it may crash the host or fill its memory.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,11 +31,6 @@ class Bridge(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reason: str | None = None
         self.received = 0
-
-    async def open(self, sock: socket.socket) -> None:
-        """Takes over the host's end of the socket pair."""
-        sock.setblocking(False)
-        await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

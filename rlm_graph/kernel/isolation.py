@@ -15,7 +15,7 @@ from rlm_graph.errors import IsolationError
 from rlm_graph.kernel import cage
 from rlm_graph.kernel.inside import landlock, seccomp
 
-Isolation = Literal["auto", "bubblewrap", "landlock", "process"]
+Isolation = Literal["auto", "bubblewrap", "landlock", "process", "gateway"]
 
 UNCAGED = (
     "the kernel is a plain child process (isolation='process'): it is given nothing of your environment, and its "
@@ -33,18 +33,20 @@ def check(wanted: str) -> None:
         ValueError: It is not one of them.
     """
     if wanted not in get_args(Isolation):
-        raise ValueError(f"isolation={wanted!r}: one of {', '.join(get_args(Isolation))}")
+        raise ValueError(f"isolation={wanted!r}: one of {', '.join(get_args(Isolation))}, or a Gateway(url, …)")
 
 
 @cache
-def settled(wanted: Isolation) -> Literal["bubblewrap", "landlock", "process"]:
+def settled(wanted: Isolation) -> Literal["bubblewrap", "landlock", "process", "gateway"]:
     """What a kernel is started in. Blocks: it tries, once in this process, what works.
+
+    What is done on a gateway is settled there (see `relay.py`).
 
     Raises:
         IsolationError: What was asked for does not work here, with the reason and what to do.
     """
-    if wanted == "process":
-        return "process"
+    if wanted in ("process", "gateway"):
+        return wanted
     faults: list[str] = []
     if wanted in ("auto", "bubblewrap"):
         fault = bubblewrap_fault()

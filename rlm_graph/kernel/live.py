@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..errors import KernelError
-from .bridge import Bridge
 
 
 class LiveKernel(Protocol):
@@ -17,8 +17,8 @@ class LiveKernel(Protocol):
         """Its process id on this machine; 0 where it runs on another."""
         ...
 
-    async def connect(self, bridge: Bridge, ended: Callable[[], None]) -> None:
-        """Opens the bridge, and calls `ended` once when the kernel has ended.
+    async def connect(self, bridge: asyncio.Protocol, ended: Callable[[], None]) -> None:
+        """Connects the bridge, and calls `ended` once when the kernel has ended.
 
         Raises:
             KernelError: it cannot be reached.
@@ -33,7 +33,7 @@ class LiveKernel(Protocol):
         """Waits for the next reply on the shell channel; gives the id of the message that it replies to."""
         ...
 
-    async def deliver(self, bridge: Bridge, binding: dict[str, Any]) -> dict[str, Any]:
+    async def deliver(self, bridge: asyncio.Protocol, binding: dict[str, Any]) -> dict[str, Any]:
         """Sees to it that the kernel can read the files that a binding names; gives the binding as the kernel finds it.
 
         Raises:

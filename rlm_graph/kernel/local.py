@@ -12,7 +12,6 @@ import zmq
 
 from ..errors import KernelError
 from .background import Background
-from .bridge import Bridge
 from .carry import carried
 from .isolation import Isolation
 from .process import Process, kill, obituary, release, spawn, watch_exit
@@ -45,9 +44,10 @@ class LocalKernel:
         self._channel: Any = None
         self._stop_watching: Callable[[], None] = lambda: None
 
-    async def connect(self, bridge: Bridge, ended: Callable[[], None]) -> None:
+    async def connect(self, bridge: asyncio.Protocol, ended: Callable[[], None]) -> None:
         self._stop_watching = watch_exit(self.process, ended)
-        await bridge.open(self.process.bridge)
+        self.process.bridge.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: bridge, sock=self.process.bridge)
 
     def _shell(self) -> Any:
         # Connected late: ZeroMQ takes 100 ms to try again where the kernel does not listen yet.
@@ -72,7 +72,7 @@ class LocalKernel:
             except Exception:  # a forged or broken message is no reply
                 continue
 
-    async def deliver(self, bridge: Bridge, binding: dict[str, Any]) -> dict[str, Any]:
+    async def deliver(self, bridge: asyncio.Protocol, binding: dict[str, Any]) -> dict[str, Any]:
         descriptor, told = await asyncio.to_thread(carried, binding)
         try:
             # Nothing is awaited between this and the message that needs it, so both arrive in one order.

@@ -18,6 +18,8 @@ from ..state import Done, Reply, Waiting
 from .background import Background, background
 from .bridge import Bridge
 from .cell import RunningCell
+from .gateway import Gateway, place
+from .gateway_kernel import start_on_gateway
 from .inbox import Failure
 from .inside.frames import TooLarge, row
 from .intake import read_calls, read_report
@@ -46,7 +48,7 @@ class KernelOptions:
     cell_seconds: float = 120.0
     cell_output: int = 10_000
     kernel_memory: int = 4_000_000_000
-    isolation: Isolation = "auto"
+    isolation: Isolation | Gateway = "auto"
 
 
 async def start_session(options: KernelOptions, *, name: str) -> Session:
@@ -196,7 +198,10 @@ class Session:
         self._task(self._pump(live))
 
     async def _start_kernel(self) -> LiveKernel:
-        return await start_local(self._background, self.options.kernel_memory, self.options.isolation)
+        isolation, memory = place(self.options.isolation), self.options.kernel_memory
+        if isinstance(isolation, Gateway):
+            return await start_on_gateway(isolation, memory)
+        return await start_local(self._background, memory, isolation)
 
     async def _pump(self, live: LiveKernel) -> None:
         """Takes replies off the shell channel; what is not the reply to the running cell is dropped."""

@@ -15,6 +15,7 @@ from rlm_graph.errors import ContextError
 from rlm_graph.given import Opaque
 from rlm_graph.identity import new_run
 from rlm_graph.kernel import isolation, pool
+from rlm_graph.kernel.gateway import Gateway
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Source, State
@@ -59,7 +60,8 @@ def load(settings: Settings, depth: int) -> Node:
             await tree.mark(ended=False)
             await asyncio.to_thread(keep_small, settings.store)
         if not flow.is_direct(cast(State, {**state, **opened}), depth, settings.direct_below):
-            means = await asyncio.to_thread(isolation.settled, settings.isolation)
+            wanted = settings.isolation
+            means = wanted if isinstance(wanted, Gateway) else await asyncio.to_thread(isolation.settled, wanted)
             if means == "process" and depth == 0:
                 opened["warnings"].append(isolation.UNCAGED)
             pool.prepare(opened["run"], settings.kernel_options())
