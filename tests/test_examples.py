@@ -27,6 +27,7 @@ PRINTED = {
         "taskgroups.py",
     ],
     "follow_up": ["^1: The pier was built in 1907.$", "^2: The lighthouse needs new paint.$"],
+    "typed_answer": [r"^Wreck\(date='11 February 1893', ship='Margarethe', barometer=30.59\)$"],
     "crash": [
         "^the first process ended by signal 9$",
         r"^the second process made (1?\d|2[0-3]) of the 24 calls: answered$",
