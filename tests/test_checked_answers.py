@@ -300,7 +300,8 @@ async def test_a_bad_sub_model_is_held_in_check_at_a_bounded_cost(scene: Any, in
         "got = sub_call(context, 'In which year?', pack=1500, quotes=True)\n"
         "bad = [r for r in got if not r.verified]\n"
         "wrong = [r for r in got if r.verified and (r.answer not in r.quotes[0] or r.quotes[0] not in r.chunk)]\n"
-        "answer['content'] = [len(got), len(bad), len(wrong), all(r.why for r in bad)]"
+        "answer['content'] = [len(got), len(bad), len(wrong), all(r.why for r in bad)]\n"
+        "answer['citations'] = got"
     )
     s = scene(one_cell(code), sub)
     rlm = s.rlm(limits=Limits(max_retries=3))
@@ -309,6 +310,8 @@ async def test_a_bad_sub_model_is_held_in_check_at_a_bounded_cost(scene: Any, in
     total, bad, wrong, told = json.loads(out["answer"])
     assert (total, wrong, told) == (600, 0, True)
     assert bad < 30
+    assert len(out["citations"]) == 600 - bad
+    assert all(facts[c["source"]][c["start"] : c["end"]] == c["quote"] for c in out["citations"])
     first = sum("asked before" not in r.prompt for r in s.server.seen if r.model == "sub")
     assert s.server.asked("sub") <= 4 * first
     tokens = sum(len(r.prompt) for r in s.server.seen if r.model == "sub")
