@@ -30,6 +30,7 @@ check: lint
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+	$(BIN)/python benchmarks/start.py $(if $(findstring --quick,$(ARGS)),--quick)
 
 # Draws the graph into README.md.
 picture: .venv/dev

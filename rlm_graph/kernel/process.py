@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -26,10 +26,9 @@ import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
 
 from ..errors import KernelError
-from .cage import HOME, bubblewrap, readable
-from .carry import sealed
-from .inside import seccomp
-from .isolation import Isolation, bubblewrap_program, settled
+from .cage import readable
+from .isolation import Isolation, settled
+from .provisioner import INSIDE, CageProvisioner, launch
 
 SCRATCH = 500_000_000
 """Bytes that a kernel may keep in files."""
@@ -37,8 +36,6 @@ SCRATCH = 500_000_000
 PROCESSES = 1024
 """Processes and threads that a kernel may have."""
 
-_INSIDE = Path(__file__).parent / "inside"
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 # Longer ones do not fit a Unix socket's address together with what comes after.
 _LONGEST_FOLDER = 70
 _POLL_SECONDS = 0.05
@@ -72,22 +69,7 @@ class Process:
 
 def command(start: dict[str, Any]) -> list[str]:
     """Gives the kernel's command line: by path, so that the kernel never imports `rlm_graph` itself."""
-    return [sys.executable, "-P", "-s", str(_INSIDE / "launch.py"), json.dumps(start)]
-
-
-def environment(home: str) -> dict[str, str]:
-    """Gives the kernel's whole environment, and its launcher's: nothing of the host's, so no key of anybody's."""
-    return {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), _PATH]),
-        "LANG": "C.UTF-8",
-        "LC_ALL": "C.UTF-8",
-        "USER": "rlm",
-        "HOME": home,
-        "TMPDIR": home,
-        "IPYTHONDIR": f"{home}/.ipython",
-        "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    return [sys.executable, "-P", "-s", str(INSIDE / "launch.py"), json.dumps(start)]
 
 
 def spawn(context: zmq.asyncio.Context, memory: int, isolation: Isolation) -> Process:
@@ -101,55 +83,31 @@ def spawn(context: zmq.asyncio.Context, memory: int, isolation: Isolation) -> Pr
     means = settled(isolation)
     folder = _make_folder()
     lock = _locked(folder)
-    with ExitStack() as theirs:
-        try:
-            manager = AsyncKernelManager(transport="ipc", ip=str(folder / "k"), shell_port=1, context=context)
-            shell = theirs.enter_context(socket.socket(socket.AF_UNIX))
-            shell.bind(f"{manager.ip}-{manager.shell_port}")
-            shell.listen()
-            bridge, far_bridge = socket.socketpair()
-            gate, far_gate = socket.socketpair()
-            theirs.enter_context(far_bridge)
-            theirs.enter_context(far_gate)
-            key = {"key": manager.session.key.decode(), "signature_scheme": manager.session.signature_scheme}
-            gate.sendall(json.dumps(key).encode())
-            popen = _started(means, folder, memory, {"bridge": far_bridge, "gate": far_gate, "shell": shell})
-            return Process(popen, folder, manager, bridge, gate, lock, means == "bubblewrap", oom_kills())
-        except BaseException:
-            os.close(lock)
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def _started(means: str, folder: Path, memory: int, sockets: Mapping[str, socket.socket]) -> subprocess.Popen[bytes]:
-    """Starts the process, in its cage."""
     scratch = folder / "scratch"
-    scratch.mkdir()
-    descriptors = {name: each.fileno() for name, each in sockets.items()}
-    started = command({**descriptors, "limits": _limits(means, scratch, memory)})
-    home = str(scratch)
-    with ExitStack() as ours:
-        passed = list(descriptors.values())
-        program = bubblewrap_program()
-        if means == "bubblewrap" and program is not None:
-            home, steps = HOME, seccomp.program(network=True)
-            if steps is not None:
-                passed.append(sealed(steps))
-                ours.callback(os.close, passed[-1])
-            filter = None if steps is None else passed[-1]
-            root = os.geteuid() == 0
-            started = bubblewrap(program, started, inside=_INSIDE, scratch=SCRATCH, seccomp=filter, root=root)
-        log = ours.enter_context((folder / "log").open("wb"))
-        return subprocess.Popen(
-            started,
-            env=environment(home),
-            cwd=scratch,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=passed,
-            start_new_session=True,
+    with ExitStack() as ours, ExitStack() as theirs:
+        ours.callback(shutil.rmtree, folder, ignore_errors=True)
+        ours.callback(os.close, lock)
+        scratch.mkdir()
+        manager = AsyncKernelManager(transport="ipc", ip=str(folder / "k"), shell_port=1, context=context)
+        shell = theirs.enter_context(socket.socket(socket.AF_UNIX))
+        shell.bind(f"{manager.ip}-{manager.shell_port}")
+        shell.listen()
+        bridge, far_bridge = _pair(ours, theirs)
+        gate, far_gate = _pair(ours, theirs)
+        key = {"key": manager.session.key.decode(), "signature_scheme": manager.session.signature_scheme}
+        gate.sendall(json.dumps(key).encode())
+        descriptors = {"bridge": far_bridge.fileno(), "gate": far_gate.fileno(), "shell": shell.fileno()}
+        manager.provisioner = provisioner = CageProvisioner(
+            parent=manager, means=means, folder=folder, scratch=SCRATCH, descriptors=list(descriptors.values())
         )
+        popen = launch(provisioner, command({**descriptors, "limits": _limits(means, scratch, memory)}))
+        ours.pop_all()
+        return Process(popen, folder, manager, bridge, gate, lock, means == "bubblewrap", oom_kills())
+
+
+def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
+    near, far = socket.socketpair()
+    return ours.enter_context(near), theirs.enter_context(far)
 
 
 def _limits(means: str, scratch: Path, memory: int) -> dict[str, Any]:
@@ -166,7 +124,7 @@ def _limits(means: str, scratch: Path, memory: int) -> dict[str, Any]:
         "processes": PROCESSES + others,
         "file_size": SCRATCH,
         "user": user,
-        "readable": readable(_INSIDE) if means == "landlock" else [],
+        "readable": readable(INSIDE) if means == "landlock" else [],
         "scratch": str(scratch),
     }
 
