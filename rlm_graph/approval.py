@@ -27,6 +27,10 @@ class Approval:
         calls: Calls; None: as many as the limits allow.
         cost: US dollars, estimated for calls that are still to be made; None: as much as the limits allow. It needs the
             price of every model.
+
+    Example:
+        >>> Approval(calls=100, cost=2.50).within(calls=80, cost=3.00)
+        False
     """
 
     calls: int | None = None

@@ -21,7 +21,7 @@ def test_a_public_name_has_an_example_that_runs(name: str) -> None:
     assert not result.failed, "".join(said)
 
 
-@pytest.mark.parametrize("name", rlm_graph.__all__)
+@pytest.mark.parametrize("name", sorted({*rlm_graph.__all__} - {"Approval"}))  # a plain record, which raises nothing
 def test_a_public_name_tells_of_its_errors(name: str) -> None:
     assert "Raises:" in (getattr(rlm_graph, name).__doc__ or "")
 
