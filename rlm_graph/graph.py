@@ -186,8 +186,8 @@ def build_rlm(
     Example:
         >>> from rlm_graph.offline import OfflineRoot
         >>> rlm = build_rlm(OfflineRoot()).compile(interrupt_before=["dispatch"])
-        >>> sorted(rlm.get_output_jsonschema()["properties"])[:2]
-        ['answer', 'messages']
+        >>> "answer" in rlm.get_output_jsonschema()["properties"]
+        True
     """
     limits = Limits() if limits is None else limits
     if not isinstance(limits, Limits):

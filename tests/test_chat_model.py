@@ -20,6 +20,7 @@ from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 from pydantic import BaseModel
 
 from conftest import chat
@@ -286,6 +287,35 @@ async def test_an_agent_s_model_still_calls_its_tools_over_a_long_history_which_
     assert len(read) == 1 and len(reader.prompts()) == 4
     assert max(map(len, reader.prompts())) < 10_000
     assert any(isinstance(m, ToolMessage) and m.text == LONG for m in out["messages"]), "the state keeps all"
+
+
+async def test_an_agent_s_message_stream_shows_each_answer_once_and_nothing_of_the_reading() -> None:
+    with ModelServer(by_model({"root": working})) as server:
+        agent = create_agent(Reader(server).model, [archive, note])
+        given = {"messages": [("human", "When was the pier built?")]}
+        texts = [
+            m.text async for m, _ in agent.astream(given, stream_mode="messages") if not isinstance(m, ToolMessage)
+        ]
+    assert "".join(texts) == "Done: noted 1907"
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_human_is_asked_through_the_agent_whose_model_it_is(way: str, runs_left_waiting: None) -> None:
+    def root(request: Request) -> str:
+        return "```repl compose\nFINAL(' '.join(llm_query_batched(['a?', 'b?'])))\n```"
+
+    with ModelServer(by_model({"root": root, "sub": lambda request: "yes"})) as server:
+        agent = create_agent(Reader(server, approve_above=1).model, checkpointer=InMemorySaver())
+        config: Any = {"configurable": {"thread_id": "1"}}
+
+        async def step(given: Any) -> Any:
+            return agent.invoke(given, config) if way == "invoke" else await agent.ainvoke(given, config)
+
+        out = await step({"messages": asked([HumanMessage("When?")])})
+        assert out["__interrupt__"][0].value["calls"] == 2
+        out = await step(Command(resume="approve"))
+        assert out["messages"][-1].text == "yes yes"
+        assert server.asked("root") == 1
 
 
 def test_with_tools_the_oldest_of_many_short_messages_are_read_for_it(reader: Reader) -> None:

@@ -31,7 +31,7 @@ from rlm_graph.conversation import is_long, take_apart
 from rlm_graph.graph import Graph, create_rlm
 from rlm_graph.identity import content_hash
 from rlm_graph.integrations.reply import ai, first, in_pieces, result, said, unnamed
-from rlm_graph.integrations.runs import as_parent, child_of
+from rlm_graph.integrations.runs import as_parent, child_of, unshown
 from rlm_graph.integrations.shorten import Shortened, shorten
 from rlm_graph.state import Input, Source
 from rlm_graph.store import default_store
@@ -221,7 +221,7 @@ class RLMChatModel(BaseChatModel):
             graph, given = self._asked(messages)
             return result(said(graph.invoke(given, config), stop))
         shown, read = self._read(messages, config)
-        return result(unnamed(ai(self.model.invoke(shown, config, stop=stop, **kwargs)), read))
+        return result(unnamed(ai(self.model.invoke(shown, unshown(config), stop=stop, **kwargs)), read))
 
     async def _agenerate(
         self,
@@ -235,7 +235,7 @@ class RLMChatModel(BaseChatModel):
             graph, given = await asyncio.to_thread(self._asked, messages)
             return result(said(await graph.ainvoke(given, config), stop))
         shown, read = await self._aread(messages, config)
-        return result(unnamed(ai(await self.model.ainvoke(shown, config, stop=stop, **kwargs)), read))
+        return result(unnamed(ai(await self.model.ainvoke(shown, unshown(config), stop=stop, **kwargs)), read))
 
     def _stream(
         self,
@@ -251,7 +251,7 @@ class RLMChatModel(BaseChatModel):
             return
         shown, read = self._read(messages, config)
         yield from first(read)
-        for chunk in self.model.stream(shown, config, stop=stop, **kwargs):
+        for chunk in self.model.stream(shown, unshown(config), stop=stop, **kwargs):
             yield ChatGenerationChunk(message=unnamed(chunk))
 
     async def _astream(
@@ -270,7 +270,7 @@ class RLMChatModel(BaseChatModel):
         shown, read = await self._aread(messages, config)
         for piece in first(read):
             yield piece
-        async for chunk in self.model.astream(shown, config, stop=stop, **kwargs):
+        async for chunk in self.model.astream(shown, unshown(config), stop=stop, **kwargs):
             yield ChatGenerationChunk(message=unnamed(chunk))
 
     def _is_long(self, messages: Sequence[BaseMessage]) -> bool:

@@ -13,6 +13,7 @@ from langchain_core.callbacks import (
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config, var_child_runnable_config
 from langchain_core.utils.uuid import uuid7
+from langgraph.constants import TAG_NOSTREAM
 
 
 def as_parent(config: RunnableConfig | None) -> tuple[RunnableConfig, Context]:
@@ -40,3 +41,8 @@ def child_of(run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMR
     # What LangSmith is told of this model would pass for the graph's and the other models'.
     child.add_metadata({k: v for k, v in run_manager.inheritable_metadata.items() if not k.startswith("ls_")})
     return {"callbacks": child}
+
+
+def unshown(config: RunnableConfig) -> RunnableConfig:
+    """The configuration of a model whose reply is passed on: LangGraph's `messages` stream would show it twice."""
+    return {**config, "tags": [TAG_NOSTREAM]}
