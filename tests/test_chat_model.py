@@ -322,9 +322,12 @@ def test_with_tools_the_oldest_of_many_short_messages_are_read_for_it(reader: Re
     talk: list[BaseMessage] = [SystemMessage("Be kind.")]
     for n in range(100):
         talk += [HumanMessage(f"In {1900 + n % 10} " + "so " * 300), AIMessage("thus " * 300)]
-    message = reader.model.bind_tools([note]).invoke([*talk, HumanMessage("What was in 1907?")])
+    usage = UsageMetadataCallbackHandler()
+    given = [*talk, HumanMessage("What was in 1907?")]
+    message = reader.model.bind_tools([note]).invoke(given, {"callbacks": [usage]})
     assert message.tool_calls[0]["args"] == {"year": 1900}, "what was found first"
     assert message.usage_metadata and "model_name" not in message.response_metadata
+    assert usage.usage_metadata["root"]["total_tokens"] == message.usage_metadata["total_tokens"]
     shown = reader.prompts()[-1]
     assert shown.startswith("Be kind.") and "too long to be shown" in shown and "What was in 1907?" in shown
     assert len(shown) < 70_000

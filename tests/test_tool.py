@@ -105,7 +105,7 @@ def test_without_roots_no_path_is_read(folder: Path) -> None:
     tool = offline()
     assert "path" not in tool.description
     for source in ("report.txt", str(folder / "report.txt"), "/etc/passwd"):
-        assert call(tool, source).content == f"{source!r} is not below an allowed folder"
+        assert call(tool, source).content.startswith(f"{source!r} names nothing here")
 
 
 def test_a_root_must_be_a_folder(folder: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.stores import BaseStore
 
-from rlm_graph import context, prompts
+from rlm_graph import context
 from rlm_graph.conversation import as_texts, ends_of
+from rlm_graph.integrations import words
 from rlm_graph.state import Source
 from rlm_graph.store import default_store
 from rlm_graph.tokens import count_tokens
@@ -58,7 +59,7 @@ def keep_history(
 ) -> HumanMessage:
     """One message in place of the older ones. What a human wants last stays in sight."""
     source = context.take_in(as_texts(older), store, from_cell=True)
-    told = prompts.KEPT_HISTORY.format(messages=len(older), id=source["id"], tool=tool, description=_described(source))
+    told = words.KEPT_HISTORY.format(messages=len(older), id=source["id"], tool=tool, description=_described(source))
     wanted = [message for message in older if isinstance(message, HumanMessage)]
     if wanted and not any(isinstance(message, HumanMessage) for message in newer):
         told = f"{told}\n\n{ends_of(wanted[-1].text)}"
@@ -98,9 +99,7 @@ def _described(source: Source) -> str:
 
 
 def _note(message: BaseMessage, text: str, source: Source, tool: str) -> str:
-    note = prompts.KEPT.format(
-        chars=source["chars"],
-        tokens=source["tokens"],
+    note = words.KEPT.format(
         id=source["id"],
         tool=tool,
         description=_described(source),

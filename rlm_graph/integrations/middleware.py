@@ -13,9 +13,9 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from rlm_graph import prompts
 from rlm_graph.conversation import where_to_cut
 from rlm_graph.graph import create_rlm
+from rlm_graph.integrations import words
 from rlm_graph.integrations.kept import keep_history, keep_long, restore
 from rlm_graph.integrations.tool import asking_tool
 from rlm_graph.settings import Model
@@ -89,7 +89,7 @@ class RLMMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         self.tool_name = name
         graph = create_rlm(model, sub_model, content_store=self.store, name=name, **rlm)
         names = list(rlm.get("contexts") or ())
-        told = prompts.asking(results=True, paths=False, names=names)
+        told = words.asking(results=True, paths=False, names=names)
         self.tools = [asking_tool(graph, self.store, (), names, name, told)]
 
     def restore(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from rlm_graph import prompts
 from rlm_graph.attachments import Part, parts_of
 from rlm_graph.conversation import LONG_MESSAGE, as_texts, ends_of, question_of, where_to_cut
+from rlm_graph.integrations import words
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Shortened:
     def told(self, findings: str) -> list[BaseMessage]:
         """The conversation with what was found."""
         assert self.at is not None
-        note = prompts.FINDINGS.format(question=self.question, findings=findings)
+        note = words.FINDINGS.format(question=self.question, findings=findings)
         message = self.messages[self.at]
         content: str | list[Any] = (
             f"{message.content}\n\n{note}"
@@ -66,7 +66,7 @@ def shorten(messages: Sequence[BaseMessage], most: int) -> Shortened:
     if cut := where_to_cut(shown[head:], most):
         older, newer = messages[head : head + cut], shown[head + cut :]
         context |= as_texts(older, first=head + 1)
-        note = prompts.CUT.format(messages=cut)
+        note = words.CUT.format(messages=cut)
         if not any(isinstance(message, HumanMessage) for message in newer):
             note = f"{note}\n\n{question}"
         shown = [*shown[:head], HumanMessage(note), *newer]
@@ -87,7 +87,7 @@ def _without_long(message: BaseMessage, label: str) -> tuple[BaseMessage, dict[s
         if name in taken:
             name = f"{name} ({len(taken) + 1})"
         taken[name] = part.text
-        note = prompts.TAKEN_OUT.format(chars=len(part.text), name=name)
+        note = words.TAKEN_OUT.format(chars=len(part.text), name=name)
         return note if part.name else f"{ends_of(part.text)}\n\n{note}"
 
     if isinstance(message.content, str):

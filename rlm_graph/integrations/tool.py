@@ -17,10 +17,12 @@ from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from langgraph.prebuilt import ToolRuntime
 from pydantic import BaseModel, Field
 
-from rlm_graph import context, prompts
+from rlm_graph import context
 from rlm_graph.beneath import allowed, read_beneath
-from rlm_graph.errors import RLMError
+from rlm_graph.describe import plain
+from rlm_graph.errors import ContextError, RLMError
 from rlm_graph.graph import Graph, create_rlm
+from rlm_graph.integrations import words
 from rlm_graph.integrations.kept import kept_id
 from rlm_graph.settings import Model
 from rlm_graph.state import Source
@@ -37,8 +39,8 @@ ENDED_WELL = ("answered", "direct")
 class Ask(BaseModel):
     """What an agent gives the tool."""
 
-    question: str = Field(description=prompts.THE_QUESTION)
-    source: str = Field(description=prompts.THE_SOURCE)
+    question: str = Field(description=words.THE_QUESTION)
+    source: str = Field(description=words.THE_SOURCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def create_rlm_tool(
     folders = allowed(roots)
     graph = create_rlm(model, sub_model, content_store=store, name=name, **rlm)
     names = list(rlm.get("contexts") or ())
-    told = description or prompts.asking(results=True, paths=bool(folders), names=names)
+    told = description or words.asking(results=True, paths=bool(folders), names=names)
     return asking_tool(graph, store, folders, names, name, told)
 
 
@@ -165,6 +167,8 @@ def _asked(
             if (kept := kept_id(message)) is not None:
                 return Asked(context.take_in({"type": "rlm_context", "id": kept}, store))
             return Asked(context.take_in(message.text, store, from_cell=True))
+    if not roots:
+        raise ContextError(f"{plain(source)!r:.200} names nothing here: it is no kept text, and no tool with a result")
     found = read_beneath(roots, source)
     return Asked(context.take_in(found.context, store, name=source, from_cell=True), found.left_out)
 
@@ -177,8 +181,8 @@ def _told(out: dict[str, Any], asked: Asked, store: BaseStore[str, bytes]) -> tu
     if len(answer) > LONGEST_ANSWER:
         kept = context.take_in(answer, store, from_cell=True)
         description = context.describe(kept)
-        shown = prompts.LONG_ANSWER.format(chars=len(answer), id=kept["id"], description=description)
-    content = prompts.answer_told(
+        shown = words.LONG_ANSWER.format(id=kept["id"], description=description)
+    content = words.answer_told(
         shown, out.get("citations") or (), asked.left_out, None if stopped in ENDED_WELL else stopped
     )
     artifact = {name: out.get(name) for name in ("answer", "citations", "usage", "stop_reason", "warnings")}
