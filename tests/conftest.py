@@ -28,6 +28,7 @@ _START_PROCESSES = {
     "test_faults",
     "test_trace",
     "test_live",
+    "test_chat_model",
     "test_report",
     "test_python_tool",
 }
