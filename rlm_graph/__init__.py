@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from rlm_graph.integrations.middleware import RLMMiddleware
     from rlm_graph.integrations.python_tool import create_python_tool
     from rlm_graph.integrations.tool import create_rlm_tool
+    from rlm_graph.trace.replay import assert_replays
 
 _ON_DEMAND = {
     "RLMChatModel": "rlm_graph.integrations.chat_model",
     "RLMMiddleware": "rlm_graph.integrations.middleware",
     "create_python_tool": "rlm_graph.integrations.python_tool",
+    "assert_replays": "rlm_graph.trace.replay",
     "create_rlm_tool": "rlm_graph.integrations.tool",
 }
 """Names that are imported when they are first used: who needs only the graph waits for nothing else."""
@@ -31,6 +33,7 @@ __all__ = [
     "Limits",
     "RLMChatModel",
     "RLMMiddleware",
+    "assert_replays",
     "build_rlm",
     "create_python_tool",
     "create_rlm",

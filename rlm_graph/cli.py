@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
-from rlm_graph import live, models
+from rlm_graph import commands, live, models
 from rlm_graph.context import hold
 from rlm_graph.errors import ContextError, ModelError, RLMError
 from rlm_graph.graph import Graph, create_rlm
@@ -136,6 +136,7 @@ def _app() -> "typer.Typer":
         )
         sys.exit(_guarded(lambda: answer(request)))
 
+    commands.add_to(app, _guarded)
     return app
 
 
@@ -330,7 +331,7 @@ def _told(cell: Output) -> str:
     """A cell and its output, for who wants to read all of it."""
     nested = f" at depth {cell['depth']}" if cell["depth"] else ""
     parts = [f"── {cell['phase']} {cell['index']}{nested} ──"]
-    texts = [shown(text).rstrip() for text in (cell.get("code"), cell["stdout"], cell["error"]) if text]
+    texts = [shown(text).rstrip() for text in (cell["code"], cell["stdout"], cell["error"]) if text]
     return "\n".join([*parts, "\n──\n".join(text for text in texts if text)])
 
 

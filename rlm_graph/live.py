@@ -86,7 +86,7 @@ class View:
                 run.cells[-1].state = "done" if event["error"] is None else "failed"
                 run.cells[-1].calls = event["asked"]
             case "verdict":
-                self.again += event["missing"]
+                self.again += event["missing"] + event["uncertain"]
             case "answer":
                 run.ended = True
 

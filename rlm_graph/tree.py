@@ -26,8 +26,9 @@ from rlm_graph.budget import Budget, within
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Amount, Ledger, Limit, Limits, Spent
 from rlm_graph.state import Reply, Source
-from rlm_graph.trace.events import Answered, kept_beside
+from rlm_graph.trace.events import Answered
 from rlm_graph.trace.log import Log
+from rlm_graph.trace.said import kept_beside
 
 INLINE = 4_000
 """Characters up to which a value may stand in the state itself."""
@@ -158,7 +159,8 @@ class Tree:
 
     async def join(self, replies: Mapping[str, Reply]) -> None:
         """Keeps what the attempts at structured asks came to; they themselves are on record, and counted."""
-        entries = {id: {**self._entry(reply, None, None), "joined": True} for id, reply in replies.items()}
+        said = self.log.answered(replies, None)
+        entries = {id: {**self._entry(reply, None, said.get(id)), "joined": True} for id, reply in replies.items()}
         await self.store.amset([(self._reply_key(id), _dump(entry)) for id, entry in entries.items()])
 
     async def turn(self, id: str) -> AIMessage | None:

@@ -31,6 +31,7 @@ _START_PROCESSES = {
     "test_chat_model",
     "test_report",
     "test_python_tool",
+    "test_replay",
 }
 
 

@@ -77,6 +77,16 @@ class Attempt:
     so_far: str
 
 
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """A cell of the journal that ran again: how many calls it made, how many not on record, and what came of it."""
+
+    index: int
+    asked: int
+    unknown: int
+    done: Done
+
+
 @dataclass(slots=True)
 class Siblings:
     """The tasks of a wave beside its pump, as far as this process has seen them."""
@@ -223,13 +233,17 @@ class Kernel:
                 await self.session.bind(name, binding)
                 self._bound[name] = source["id"]
 
-    async def replay(self, work: Work, store: Any, replies: Replies) -> None:
+    async def replay(self, work: Work, store: Any, replies: Replies) -> list[Rerun]:
         """Runs the journal again, its calls answered from the record, and notes in `told` where it went another way."""
+        reruns: list[Rerun] = []
         for position, cell in enumerate(work.journal):
             if not cell["lost"]:
-                await self._again(_as_it_was(work, position), cell, store, replies)
+                rerun = await self._again(_as_it_was(work, position), cell, store, replies)
+                reruns.append(rerun)
+                self.told += filter(None, [difference(cell, rerun)])
+        return reruns
 
-    async def _again(self, past: Work, cell: Cell, store: Any, replies: Replies) -> None:
+    async def _again(self, past: Work, cell: Cell, store: Any, replies: Replies) -> Rerun:
         await self.begin(past, store)
         unknown = 0
         while self.outcome is None:
@@ -238,13 +252,18 @@ class Kernel:
             unknown += len(new) - len(found)
             self.deliver({id: found.get(id, _NOT_ON_RECORD) for id in new})
         asked = len(self.asked)
-        done = self.take_outcome(past)
-        if unknown:
-            self.told.append(f"cell {cell['index']} made {unknown} calls that it had not made before; they failed")
-        elif asked != cell["asked"]:
-            self.told.append(f"cell {cell['index']} made {asked} calls, and {cell['asked']} before")
-        elif (done.stdout, done.error) != (cell["stdout"], cell["error"]):
-            self.told.append(f"cell {cell['index']} printed something else than before")
+        return Rerun(cell["index"], asked, unknown, self.take_outcome(past))
+
+
+def difference(cell: Cell, rerun: Rerun) -> str | None:
+    """In what way a cell went another way than the journal says, if it did."""
+    if rerun.unknown:
+        return f"cell {cell['index']} made {rerun.unknown} calls that it had not made before; they failed"
+    if rerun.asked != cell["asked"]:
+        return f"cell {cell['index']} made {rerun.asked} calls, and {cell['asked']} before"
+    if (rerun.done.stdout, rerun.done.error) != (cell["stdout"], cell["error"]):
+        return f"cell {cell['index']} printed something else than before"
+    return None
 
 
 def _as_it_was(work: Work, position: int) -> Work:

@@ -15,7 +15,7 @@ from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Work
 from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State, SubCall
-from rlm_graph.trace import events
+from rlm_graph.trace import said
 from rlm_graph.trace.events import AtCell
 from rlm_graph.tree import INLINE, Tree, forget_failed, pause_clocks, tree_of
 
@@ -158,7 +158,7 @@ async def _until_it_waits(kernel: Kernel, work: Work, tree: Tree, settings: Sett
         await kernel.begin(work, settings.store)
     while kernel.outcome is None:
         unanswered = list(kernel.waiting) or await kernel.advance(work)
-        tree.log.asks(events.at_cell(work.run, work.depth, work.index), kernel.waiting)
+        tree.log.asks(said.at_cell(work.run, work.depth, work.index), kernel.waiting)
         kernel.deliver(await tree.replies(unanswered))
         if kernel.waiting:
             return

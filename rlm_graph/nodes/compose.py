@@ -131,9 +131,16 @@ async def _direct(
 
 
 async def best_answer(state: State, tree: Tree) -> str:
-    """The answer as delivered; where none was, what comes nearest: a draft, the root's prose, the last output."""
+    """The answer as delivered; where none was, what comes nearest."""
+    if draft := state.get("draft"):
+        state = {**state, "draft": {**draft, "content": await _content(draft, tree)}}
+    return answer_of(state)
+
+
+def answer_of(state: State) -> str:
+    """The answer, its content in the state itself: as delivered, else a draft, the root's prose, the last output."""
     draft = state.get("draft")
-    content = await _content(draft, tree) if draft else None
+    content = draft["content"] if draft else None
     if draft and (draft["ready"] or content not in (None, "")):
         return as_text(content)
     turns = (state.get("turns") or [])[state["start"]["turn"] :]

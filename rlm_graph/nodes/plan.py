@@ -16,7 +16,7 @@ from rlm_graph.identity import content_hash
 from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import Reply, State, Turn
-from rlm_graph.trace import events
+from rlm_graph.trace import said
 from rlm_graph.trace.watched import say
 from rlm_graph.tree import NoRoom, Tree, tree_of
 
@@ -102,7 +102,7 @@ async def root_reply(
     except Exception as error:
         name = models.name_of(settings.model(depth))
         raise ModelError(f"the root model {name!r} failed: {models.first_line(error)}") from error
-    await say(tree, events.turn(run, depth, id, reply.text, spent, time.monotonic() - began))
+    await say(tree, said.turn(run, depth, id, reply.text, spent, time.monotonic() - began))
     await tree.record_turn(id, reply, spent)
     return reply
 

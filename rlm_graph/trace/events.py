@@ -1,26 +1,21 @@
-"""The events of a run: one small typed set, and how each follows from what the state records.
+"""The events of a run: one small typed set, and how much of a text each shows.
 
 An *event* goes to `stream_mode="custom"` and is bounded: of a long text it has the beginning. An *entry* is the same
-with all that a trajectory file holds. Both are made here, by pure functions of a node's input and of its update, so
+with all that a trajectory file holds. `said.py` makes them, by pure functions of a node's input and of its update, so
 that they cannot say what the journal does not. After a resume the same may be said again: who reads takes the last, by
 `run` and `index` (or `number`, or `id`).
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
 
-from rlm_graph import flow, models
+from rlm_graph import models
 from rlm_graph.identity import content_hash
-from rlm_graph.ledger import Limits, Spent
-from rlm_graph.settings import Settings
-from rlm_graph.state import Cell, Phase, Reply, Source, State
+from rlm_graph.state import Phase
 
 HEAD = 200
 """Characters of a text that is not shown whole."""
@@ -54,10 +49,11 @@ class Said(TypedDict):
 
 
 class Below(TypedDict):
-    """Who answers the calls of a run's cells: hash of the model and its settings, and its window in tokens."""
+    """What a run's cells may call: hash of the sub-model and its settings, its window in tokens, the user's tools."""
 
     settings: str
     window: int | None
+    tools: list[dict[str, Any]]
 
 
 class Run(Said):
@@ -71,10 +67,10 @@ class Run(Said):
     question: str
     sources: list[dict[str, Any]]
     """The thread's contexts by reference (see `state.Source`), the present one last; in the stream that one alone."""
-    models: NotRequired[list[str]]
-    """Names of the models: the root's, then one for each depth below; the last serves all deeper ones."""
-    below: NotRequired[Below]
-    limits: NotRequired[dict[str, float | None]]
+    models: list[str]
+    """In a file alone, as what follows. Names: the root's, then one for each depth; the last serves all deeper ones."""
+    below: Below
+    limits: dict[str, float | None]
 
 
 class Turn(Said):
@@ -116,10 +112,11 @@ class Output(Said):
     failed: int
     refused: int
     lost: bool
-    report: NotRequired[dict[str, Any]]
-    code: NotRequired[Text]
-    context: NotRequired[int]
-    question: NotRequired[int]
+    report: dict[str, Any]
+    """In a file alone, as what follows."""
+    code: Text
+    context: int
+    question: int
 
 
 class Dispatch(Said):
@@ -179,6 +176,8 @@ class Verdict(Said):
     wave: int
     missing: int
     """Calls that came back with neither answer nor error, and are asked again."""
+    uncertain: int
+    """Structured asks whose answers are in doubt, and are asked again."""
     tries: int
 
 
@@ -224,56 +223,6 @@ _WHOLE = {"turn": ("reply",), "cell": ("code",), "output": ("code",)}
 _FILE_ONLY = {"run": ("models", "below", "limits"), "output": ("code", "context", "question", "report")}
 
 
-def begun(node: str, state: State, depth: int, limits: Limits) -> Iterator[Entry]:
-    """What is to be said before a node works: that a cell begins."""
-    queue = state.get("queue")
-    if not queue or state.get("running") or node != queue[0]["phase"] or flow.ending(flow.in_a_run(state), limits):
-        return
-    yield {
-        **_said(state, depth),
-        "event": "cell",
-        "index": len(state.get("journal") or []),
-        "turn": len(state.get("turns") or []) - 1 - state["start"]["turn"],
-        "phase": queue[0]["phase"],
-        "code": whole(queue[0]["code"]),
-    }
-
-
-def followed(node: str, before: State, update: Mapping[str, Any], settings: Settings, depth: int) -> Iterator[Entry]:
-    """What is to be said of a node's update."""
-    state = cast(State, {**before, **update})
-    if node == "load":
-        yield _run(state, settings, depth)
-    for cell in update.get("journal") or ():
-        yield _output(cell, state, depth)
-    if (wave := update.get("wave")) and wave["calls"]:
-        at = {**_said(state, depth), "index": len(before.get("journal") or []), "wave": wave["number"]}
-        nested = len(wave["nested"])
-        if node == "dispatch":
-            yield cast(Dispatch, {**at, "event": "dispatch", "plain": wave["calls"] - nested, "nested": nested})
-        elif node == "verify":
-            yield cast(Verdict, {**at, "event": "verdict", "missing": flow.missing(before), "tries": wave["tries"]})
-    if (limit := update.get("limit")) and limit != before.get("limit"):
-        yield {**_said(state, depth), "event": "limit", "limit": limit}
-    if update.get("stop_reason"):
-        yield _answer(state, depth)
-
-
-def turn(run: str, depth: int, id: str, reply: str, spent: Spent, seconds: float) -> Turn:
-    """What is to be said of a root turn."""
-    return {
-        "at": time.time(),
-        "run": run,
-        "depth": depth,
-        "event": "turn",
-        "id": id,
-        "model": spent.model,
-        "reply": whole(reply),
-        **_tokens(spent),
-        "seconds": round(seconds, 3),
-    }
-
-
 class AtCell(TypedDict):
     """Which cell asks."""
 
@@ -289,48 +238,6 @@ class Made(AtCell):
     prompt: Text
     context: NotRequired[Text]
     asked: float
-
-
-def at_cell(run: str, depth: int, index: int) -> AtCell:
-    """Which cell asks."""
-    return {"run": run, "depth": depth, "index": index}
-
-
-def made(by: AtCell, kind: str, prompt: str, context: Any) -> Made:
-    """What is known of a call when its cell makes it."""
-    call: Made = {
-        "run": by["run"],
-        "depth": by["depth"],
-        "index": by["index"],
-        "kind": kind,
-        "prompt": whole(prompt),
-        "asked": time.time(),
-    }
-    if context is not None:
-        call["context"] = whole(context if isinstance(context, str) else json.dumps(context, ensure_ascii=False))
-    return call
-
-
-def answered(id: str, call: Made, reply: Reply, spent: Spent | None, at: float) -> Answered:
-    """What is to be said of a reply that came `at` (seconds since the epoch)."""
-    said: dict[str, Any] = {
-        **dict(call),
-        "at": at,
-        "event": "reply",
-        "id": id,
-        "model": spent.model if spent else None,
-        "status": reply.error or "answered",
-        "message": reply.message,
-        "reply": None if reply.text is None else whole(reply.text),
-        **_tokens(spent),
-    }
-    return cast(Answered, said)
-
-
-def kept_beside(said: Answered) -> dict[str, Any]:
-    """What the record keeps beside a reply, which it has already."""
-    kept: dict[str, Any] = {name: value for name, value in said.items() if name not in {"reply", "message"}}
-    return {name: held_out(cast(Text, value)) if _is_text(value) else value for name, value in kept.items()}
 
 
 def whole(text: str) -> Text:
@@ -364,7 +271,7 @@ def without_texts(entry: Entry, *, all: bool = False) -> Entry:
     """An entry with its long texts held out: those that a file may do without, or all of them."""
     kept = () if all else _WHOLE.get(entry["event"], ())
     head = ANSWER_HEAD if entry["event"] == "answer" and not all else HEAD
-    long = {name: cast(Text, value) for name, value in entry.items() if _is_text(value) and name not in kept}
+    long = {name: cast(Text, value) for name, value in entry.items() if is_text(value) and name not in kept}
     return cast(Entry, {**entry, **{name: held_out(text, head) for name, text in long.items()}})
 
 
@@ -385,80 +292,6 @@ def event_of(entry: Entry, namespace: str) -> dict[str, Any]:
     return {**event, "namespace": namespace}
 
 
-def _said(state: State, depth: int) -> Said:
-    return {"at": time.time(), "run": state["run"], "depth": depth}
-
-
-def _run(state: State, settings: Settings, depth: int) -> Run:
-    below = settings.model(depth + 1)
-    return {
-        **_said(state, depth),
-        "event": "run",
-        "tree": state["tree"],
-        "number": state["start"]["question"],
-        "question": state["asked"],
-        "sources": [_reference(source) for source in state["sources"]],
-        "models": [models.name_of(model) for model in settings.models],
-        "below": {"settings": models.settings_hash(below), "window": models.window_of(below)},
-        "limits": asdict(settings.limits),
-    }
-
-
-def _reference(source: Source) -> dict[str, Any]:
-    """A context by reference, without the beginnings and ends of its text."""
-    return {name: value for name, value in source.items() if name not in {"head", "tail", "about", "left_out"}}
-
-
-def _output(cell: Cell, state: State, depth: int) -> Output:
-    error = cell["error"]
-    return {
-        **_said(state, depth),
-        "event": "output",
-        "index": cell["index"],
-        "turn": cell["turn"],
-        "phase": cell["phase"],
-        "stdout": whole(cell["stdout"]),
-        "error": whole(error) if error is not None else None,
-        "asked": cell["asked"],
-        "failed": cell["failed"],
-        "refused": cell["refused"],
-        "lost": cell["lost"],
-        "report": cell["report"],
-        "code": whole(cell["code"]),
-        "context": cell["context"],
-        "question": cell["question"],
-    }
-
-
-def _answer(state: State, depth: int) -> Answer:
-    values: dict[str, Any] = dict(state)
-    more = {name: values[name] for name in ("citations", "coverage", "structured_response") if name in values}
-    return cast(
-        Answer,
-        {
-            **_said(state, depth),
-            "event": "answer",
-            "answer": whole(state["answer"] or ""),
-            "stop_reason": state["stop_reason"],
-            "usage": state["usage"],
-            "warnings": list(state.get("warnings") or []),
-            **more,
-        },
-    )
-
-
-class _Tokens(TypedDict):
-    input_tokens: int
-    output_tokens: int
-    cost: float | None
-
-
-def _tokens(spent: Spent | None) -> _Tokens:
-    if spent is None:
-        return {"input_tokens": 0, "output_tokens": 0, "cost": None}
-    cost: float | None = getattr(spent, "cost", None)
-    return {"input_tokens": spent.input_tokens, "output_tokens": spent.output_tokens, "cost": cost}
-
-
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether it is a `Text`."""
     return isinstance(value, Mapping) and "hash" in value and "chars" in value

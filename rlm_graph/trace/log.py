@@ -16,7 +16,7 @@ from langchain_core.stores import BaseStore
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Spent
 from rlm_graph.state import Asked, Call, Reply
-from rlm_graph.trace import events, recording
+from rlm_graph.trace import events, recording, said
 
 
 class Log:
@@ -51,17 +51,17 @@ class Log:
             if id in self._made:
                 continue
             if isinstance(call, Call):
-                self._made[id] = events.made(by, call.kind, call.prompt, call.context)
+                self._made[id] = said.made(by, call.kind, call.prompt, call.context)
             else:
-                self._made[id] = events.made(by, call["kind"], call["prompt"], call["context"])
+                self._made[id] = said.made(by, call["kind"], call["prompt"], call["context"])
 
     def answered(self, replies: Mapping[str, Reply], spent: Spent | None) -> dict[str, events.Answered]:
         """Takes in replies, and returns what is to be kept beside each."""
         now = time.time()
         known = {id: (self._made.pop(id), reply) for id, reply in replies.items() if id in self._made}
-        said = {id: events.answered(id, call, reply, spent, now) for id, (call, reply) in known.items()}
-        self._write(list(said.values()))
-        return said
+        entries = {id: said.answered(id, call, reply, spent, now) for id, (call, reply) in known.items()}
+        self._write(list(entries.values()))
+        return entries
 
     async def open(self) -> None:
         """Begins the file where the present run is recorded and is not yet in one: with what the record has of it."""
@@ -80,9 +80,9 @@ async def past(store: BaseStore[str, bytes], run: str) -> list[events.Entry]:
     entries: list[Any] = [json.loads(data) for data in await _under(store, f"run/{run}/trace/")]
     for data in await _under(store, f"run/{run}/reply/"):
         reply = json.loads(data)
-        if said := reply.get("said"):
+        if beside := reply.get("said"):
             text = None if reply["text"] is None else events.whole(reply["text"])
-            entries.append({**said, "reply": text, "message": reply["message"]})
+            entries.append({**beside, "reply": text, "message": reply["message"]})
     return sorted(entries, key=lambda entry: float(entry["at"]))
 
 

@@ -211,7 +211,7 @@ def _belongs(entry: Entry, state: Mapping[str, Any]) -> bool:
     journal = state.get("journal") or []
     if entry["index"] >= len(journal):
         return not state.get("stop_reason")
-    return full(entry["code"]) == journal[entry["index"]]["code"] if "code" in entry else True
+    return bool(full(entry["code"]) == journal[entry["index"]]["code"])
 
 
 def _lines(path: Path) -> tuple[Header, list[Entry]]:

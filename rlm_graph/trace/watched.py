@@ -15,7 +15,7 @@ from langgraph.config import get_config, get_stream_writer
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
-from rlm_graph.trace import events
+from rlm_graph.trace import events, said
 from rlm_graph.tree import Tree, tree_of
 
 PROGRESS_EVERY = 0.25
@@ -39,12 +39,12 @@ def watched(node: Node, settings: Settings, depth: int) -> Node:
         # An ended tree is let go of, so it is looked up first.
         known = None if name == "load" else await tree(state["tree"])
         if known is not None:
-            for entry in events.begun(name, state, depth, settings.limits):
+            for entry in said.begun(name, state, depth, settings.limits):
                 await say(known, entry)
         update = await node.act(state, config)
-        said = known or await tree(update["tree"])
-        for entry in events.followed(name, state, update, settings, depth):
-            await say(said, entry)
+        ended = known or await tree(update["tree"])
+        for entry in said.followed(name, state, update, settings, depth):
+            await say(ended, entry)
         return update
 
     return Node(act, name)

@@ -1,0 +1,79 @@
+"""What the command does with recorded runs: `rlm-graph replay` and `rlm-graph compare`."""
+
+# No `from __future__ import annotations` here: typer reads the annotations of the commands, whose names are local.
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rlm_graph.kernel.isolation import Isolation
+from rlm_graph.live import printable
+
+if TYPE_CHECKING:
+    import typer
+
+SAME, DIFFERENT = 0, 4
+
+Guard = Callable[[Callable[[], int]], int]
+"""Runs a command's work and returns its exit code; what the user can mend becomes one line."""
+
+
+def add_to(app: "typer.Typer", guarded: Guard) -> None:
+    """Adds the commands to the application."""
+    import typer
+
+    file = typer.Argument(metavar="FILE", help="A trajectory: rlm-graph ask --trace FILE, or write_trace.")
+
+    @app.command()
+    def replay(
+        path: Annotated[Path, file],
+        isolation: Annotated[Isolation, typer.Option(help="What the recorded code is kept in, as for ask.")] = "auto",
+    ) -> None:
+        """Runs a recorded run again in fresh kernels, its calls answered from the record: no model is asked.
+
+        Exit codes: 0 the same; 1 error; 4 it differs, and the first place where is told.
+        """
+        sys.exit(guarded(lambda: replayed(path, isolation)))
+
+    @app.command()
+    def compare(left: Annotated[Path, file], right: Annotated[Path, file]) -> None:
+        """Shows two recorded runs side by side."""
+        sys.exit(guarded(lambda: compared(left, right)))
+
+
+def replayed(path: Path, isolation: Isolation) -> int:
+    """Replays, says how it went, and returns the exit code."""
+    from rlm_graph.trace.replay import replay
+    from rlm_graph.trace.trajectory import read_trace
+
+    trajectory = read_trace(path)
+    different = asyncio.run(replay(trajectory, isolation=isolation))
+    if different is not None:
+        print(printable(f"differs: {different}"))  # noqa: T201
+        return DIFFERENT
+    cells = sum(len(run.outputs) for run in trajectory.runs.values())
+    unended = "" if trajectory.asked.answer else "; the run had not ended"
+    print(f"the same: {cells} cells of {len(trajectory.runs)} runs{unended}")  # noqa: T201
+    return SAME
+
+
+def compared(left: Path, right: Path) -> int:
+    """Prints two runs side by side."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlm_graph.trace.compare import compare
+    from rlm_graph.trace.trajectory import read_trace
+
+    table = Table(box=box.SIMPLE)
+    for header in ("", str(left), str(right)):
+        table.add_column(Text(printable(header)))
+    for row in compare(read_trace(left), read_trace(right)):
+        style = "bold" if row.differs else ""
+        table.add_row(row.name, *(Text(printable(side or "–"), style) for side in (row.left, row.right)))
+    Console().print(table)
+    return SAME
