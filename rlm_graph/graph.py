@@ -54,6 +54,7 @@ def create_rlm(
     cache: BaseCache[Any] | None = None,
     prices: Prices | None = None,
     approve_above: int | Approval | None = None,
+    root_window: int | None = None,
     isolation: Isolation | Gateway = "auto",
     verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
@@ -87,6 +88,8 @@ def create_rlm(
         approve_above: Calls of a question that may be made before a human is asked, and between two such askings, or
             an `Approval(calls=…, cost=…)` that bounds their estimated cost in US dollars: the run is interrupted with
             what it is about to do. It needs a checkpointer. None: nobody is asked.
+        root_window: Tokens that the root's model can be given. As its messages come near, older turns are put in short;
+            the variables remain. None: as the model's profile says; where it says nothing, all turns stay whole.
         isolation: What keeps the model's code from the rest of the machine. "bubblewrap": namespaces of its own, no
             network, no file of yours. "landlock": much the same without namespaces. "auto": the best that works
             here, and an error where none does. "process": nothing but an empty environment and bounded resources.
@@ -131,6 +134,7 @@ def create_rlm(
         cache=cache,
         prices=prices,
         approve_above=approve_above,
+        root_window=root_window,
         isolation=isolation,
         verify=verify,
         content_store=content_store,
@@ -153,6 +157,7 @@ def build_rlm(
     cache: BaseCache[Any] | None = None,
     prices: Prices | None = None,
     approve_above: int | Approval | None = None,
+    root_window: int | None = None,
     isolation: Isolation | Gateway = "auto",
     verify: Verify = "evidence",
     content_store: BaseStore[str, bytes] | None = None,
@@ -173,6 +178,7 @@ def build_rlm(
         cache: …
         prices: …
         approve_above: …
+        root_window: …
         isolation: …
         verify: …
         content_store: …
@@ -204,6 +210,7 @@ def build_rlm(
         store=content_store if content_store is not None else default_store(),
         cache=cache,
         approve_above=asked_above,
+        root_window=root_window,
         costs=costs_of(of_each, prices, limits, asked_above),
         isolation=place(isolation),
         verify=verify,

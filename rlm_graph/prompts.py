@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from rlm_graph.kernel.inside.user_tools import signature
 from rlm_graph.ledger import Amount, Left, Limit, Limits
-from rlm_graph.state import Cell, Turn
+from rlm_graph.state import Cell
 
 ROOT = """\
 You answer a question about `context`, which is too large to read. It is a variable in a Python kernel; you see only \
@@ -123,6 +123,7 @@ instruction to you."""
 NESTED_QUESTION = "Answer the prompt in `context`."
 """What a nested RLM is asked that was called with a text alone, as in the official RLM."""
 
+IN_SHORT = "Your first {turns:,} turns in short. All their variables are still there (`SHOW_VARS()`)."
 NO_CELL = (
     "No cell was found in your reply. Put Python into a block that opens with ```repl and a label, e.g. ```repl probe"
 )
@@ -179,37 +180,6 @@ def over_budget(asked: int, need: Amount, left: Left, limit: Limit) -> str:
             f"{calls} of {need.tokens:,} tokens asked, {max(0, left.tokens or 0):,} tokens left (max_tokens): {advice}"
         )
     return f"{calls} of {dollars(need.cost)} asked, {dollars(left.cost)} left (max_cost): {advice}"
-
-
-def root_messages(
-    system_prompt: str,
-    question: str,
-    description: str,
-    earlier: Sequence[str],
-    turns: Sequence[Turn],
-    journal: Sequence[Cell],
-    note: str,
-) -> list[BaseMessage]:
-    """The root's messages before its next turn.
-
-    Args:
-        system_prompt: What `system_for` gave.
-        question: The question.
-        description: What the context is, in words; never its text.
-        earlier: What was said on the thread before.
-        turns: The turns so far on this question.
-        journal: The cells of these turns.
-        note: What the host says before the coming turn; kept in the turn, so that it is said again word for word.
-    """
-    first = f"Question: {question}\n\nContext: {description}{_earlier(earlier)}"
-    messages: list[BaseMessage] = [SystemMessage(system_prompt)]
-    for number, turn in enumerate(turns):
-        heard = [c for c in journal if c["turn"] == number - 1] if number else []
-        messages.append(HumanMessage(_heard(first if not number else "", heard, turn["note"])))
-        messages.append(AIMessage(turn["reply"]))
-    heard = [c for c in journal if c["turn"] == len(turns) - 1] if turns else []
-    messages.append(HumanMessage(_heard("" if turns else first, heard, note)))
-    return messages
 
 
 def system_for(
@@ -275,10 +245,14 @@ def direct_messages(
     if schema is not None:
         system += DIRECT_FORM.format(schema=json.dumps(schema, ensure_ascii=False))
     missing = f"\n\nNot in the text: {'; '.join(left_out)}" if left_out else ""
-    return [SystemMessage(system + _earlier(earlier) + missing), HumanMessage(f"Question: {question}\n\nText:\n{text}")]
+    return [
+        SystemMessage(system + said_before(earlier) + missing),
+        HumanMessage(f"Question: {question}\n\nText:\n{text}"),
+    ]
 
 
-def _earlier(said: Sequence[str]) -> str:
+def said_before(said: Sequence[str]) -> str:
+    """What the root is told of the thread before this question."""
     if not said:
         return ""
     return "\n\nSaid before on this thread; variables of that work are still there (`SHOW_VARS()`):\n" + "\n".join(said)
@@ -315,7 +289,8 @@ def cell_heard(cell: Cell) -> str:
     return "\n".join(lines)
 
 
-def _heard(first: str, cells: Sequence[Cell], note: str) -> str:
+def heard(first: str, cells: Sequence[Cell], note: str) -> str:
+    """What the root hears before a turn."""
     return "\n\n".join(part for part in (first, *map(cell_heard, cells), note) if part)
 
 

@@ -40,6 +40,7 @@ class Settings:
         store: Where contexts, payloads and replies are kept.
         cache: Where replies are looked up by content, across runs; None: nowhere.
         approve_above: What a question may do before a human is asked, and between two such askings; None: all.
+        root_window: Tokens that the root can be given; None: as its model's profile says.
         costs: How to price the calls of each of `models`; None where a price is not known.
         isolation: What keeps the model's code from the rest of the machine.
         contexts: Contexts that a caller may name instead of giving one.
@@ -57,6 +58,7 @@ class Settings:
     store: BaseStore[str, bytes]
     cache: BaseCache[Any] | None = None
     approve_above: Approval | None = None
+    root_window: int | None = None
     costs: tuple[Cost | None, ...] = ()
     isolation: Isolation | Gateway = "auto"
     contexts: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +71,11 @@ class Settings:
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""
         return self.models[min(depth, len(self.models) - 1)]
+
+    def window(self, depth: int) -> int | None:
+        """Tokens that the root at `depth` can be given, where known."""
+        known = models.window_of(self.model(depth))
+        return self.root_window if depth == 0 and self.root_window is not None else known
 
     def cost(self, depth: int) -> Cost | None:
         """How to price the calls of the model that works at `depth`."""

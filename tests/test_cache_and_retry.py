@@ -13,6 +13,7 @@ from langgraph.cache.sqlite import SqliteCache
 
 from model_server import Answer, Request, scripted
 from rlm_graph import Limits, create_rlm
+from rlm_graph.errors import NothingRead
 
 TEXT = "some text to work on. " * 100
 
@@ -102,5 +103,6 @@ async def test_what_is_not_transient_is_tried_once(scene: Any) -> None:
     shaky = Shaky(error=ValueError("no such parameter"), failures=9)
     root = scripted("```repl chunk\nllm_query('a')\n```", "FINAL(gave up)")
     rlm = create_rlm(scene(root).root, shaky, direct_below=0, limits=Limits(max_retries=2))
-    out = await rlm.ainvoke({"question": "q", "context": TEXT})
-    assert (out["answer"], shaky.tries) == ("gave up", 1)
+    with pytest.raises(NothingRead, match="no such parameter"):
+        await rlm.ainvoke({"question": "q", "context": TEXT})
+    assert shaky.tries == 1

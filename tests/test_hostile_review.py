@@ -15,6 +15,7 @@ from langgraph.types import Command
 
 from model_server import Answer, Request, scripted
 from rlm_graph import Limits, hold
+from rlm_graph.errors import NothingRead
 from rlm_graph.given import Opaque
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.session import close_all
@@ -196,8 +197,8 @@ async def test_a_replay_that_asks_less_than_before_is_told(scene: Any, tmp_path:
 async def test_a_reply_that_was_cut_is_an_error_that_says_so(scene: Any) -> None:
     root = scripted("```repl chunk\nllm_query('p')\n```", "FINAL(done)")
     s = scene(root, lambda r: Answer("The suppliers are A, B, C an", finish_reason="length"))
-    out = await s.rlm().ainvoke(GIVEN)
-    assert out["usage"]["failed"] == 1
+    with pytest.raises(NothingRead, match="was cut at its maximum length"):
+        await s.rlm().ainvoke(GIVEN)
     assert "the reply of 'sub' was cut at its maximum length, after 28 characters" in s.root_prompts()[1]
 
 
@@ -229,7 +230,8 @@ def test_no_serializer_sees_inside_a_context_on_its_way_in() -> None:
 async def test_a_key_that_a_provider_echoes_goes_nowhere(scene: Any) -> None:
     root = scripted("```repl chunk\nllm_query('p')\n```", "FINAL(done)")
     s = scene(root, lambda r: Answer("Incorrect API key provided: sk-subsecret1234567890.", status=401))
-    await s.rlm().ainvoke(GIVEN)
+    with pytest.raises(NothingRead, match=r"Incorrect API key provided: \[key\]"):
+        await s.rlm().ainvoke(GIVEN)
     assert "Incorrect API key provided: [key]" in s.root_prompts()[1]
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
+from rlm_graph.history import root_messages
 from rlm_graph.kernel.inside.toolkit import names
 from rlm_graph.ledger import Left, Limits
 from rlm_graph.offline import NOTE, OfflineReader, OfflineRoot, asked
-from rlm_graph.prompts import direct_messages, left_note, root_messages, system_for
+from rlm_graph.prompts import direct_messages, left_note, system_for
 
 CODE = {
     "json/encoder.py": (

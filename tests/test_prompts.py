@@ -7,6 +7,7 @@ from typing import Any
 
 from rlm_graph import Limits, prompts
 from rlm_graph.dialect import cells_of
+from rlm_graph.history import root_messages
 from rlm_graph.ledger import Left
 from rlm_graph.state import Cell, Turn
 from rlm_graph.tokens import estimate
@@ -56,7 +57,7 @@ JOURNAL = [
 
 
 def root_text() -> str:
-    messages = prompts.root_messages(SYSTEM, "How many?", "a str of 9 characters.", [], TURNS, JOURNAL, note(28))
+    messages = root_messages(SYSTEM, "How many?", "a str of 9 characters.", [], TURNS, JOURNAL, note(28))
     return "\n\n".join(f"=== {m.type} ===\n{m.text}" for m in messages) + "\n"
 
 
@@ -71,8 +72,8 @@ def test_what_the_root_reads_is_as_in_the_snapshot() -> None:
 
 
 def test_messages_only_ever_grow_at_the_end() -> None:
-    before = prompts.root_messages(SYSTEM, "q", "d", [], TURNS[:1], JOURNAL, TURNS[1]["note"])
-    after = prompts.root_messages(SYSTEM, "q", "d", [], TURNS, [*JOURNAL, cell(3, 1)], note(28))
+    before = root_messages(SYSTEM, "q", "d", [], TURNS[:1], JOURNAL, TURNS[1]["note"])
+    after = root_messages(SYSTEM, "q", "d", [], TURNS, [*JOURNAL, cell(3, 1)], note(28))
     assert [m.text for m in after[: len(before)]] == [m.text for m in before]
 
 

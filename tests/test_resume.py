@@ -103,7 +103,7 @@ async def test_a_fork_after_filter_goes_another_way_and_leaves_the_first_branch_
 async def test_a_replay_that_prints_something_else_is_told_to_the_root_and_to_the_caller(scene: Any) -> None:
     root = scripted(
         "```repl probe\nimport time\nstamp = time.perf_counter_ns()\nprint(stamp)\n```",
-        "```repl compose\nanswer['content'] = 'done'; answer['ready'] = True\n```",
+        "```repl compose\nanswer['content'] = context and 'done'; answer['ready'] = True\n```",
     )
     s = scene(root)
     rlm = s.rlm(checkpointer=InMemorySaver())
@@ -152,7 +152,7 @@ async def test_a_follow_up_tells_the_root_what_was_said_before(scene: Any) -> No
 async def test_a_conversation_before_the_question_is_told_to_the_root(scene: Any) -> None:
     from langchain_core.messages import AIMessage, HumanMessage
 
-    s = scene(scripted("FINAL(done)"))
+    s = scene(scripted("```repl\nFINAL(context[:4])\n```"))
     said = [HumanMessage("I mean the red car."), AIMessage("I see."), HumanMessage("How fast is it?")]
     await s.rlm().ainvoke({"messages": said, "context": TEXT})
     assert "human: I mean the red car.\nai: I see." in s.root_prompts()[0]

@@ -78,7 +78,7 @@ async def nothing_from(state: State, tree: Tree) -> str:
         return (journal[-1]["error"] or "").strip() if journal else NOTHING_READ
     cells = journal[state["start"]["cell"] :]
     asked = sum(cell["asked"] for cell in cells)
-    if not asked or sum(cell["failed"] for cell in cells) < asked:
+    if not tree.ledger.progress()["failed"] or sum(cell["failed"] for cell in cells) < asked:
         return ""
     ids = [id for cell in cells if cell["calls"] for id in await tree.get(cell["calls"])]
     told = [r.message for r in (await tree.replies(ids)).values() if r.error not in ("PromptTooLong", "ToolError")]

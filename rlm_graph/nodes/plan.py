@@ -12,6 +12,7 @@ from rlm_graph import models, paid, prompts
 from rlm_graph.context import describe
 from rlm_graph.dialect import Parsed, cells_of
 from rlm_graph.errors import ModelError, NothingRead
+from rlm_graph.history import root_messages
 from rlm_graph.identity import content_hash
 from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
@@ -64,7 +65,7 @@ def from_nothing(state: State, parsed: Parsed) -> bool:
 
 def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn], note: str) -> list[BaseMessage]:
     """What the root is told before this turn."""
-    return prompts.root_messages(
+    return root_messages(
         prompts.system_for(
             settings.limits, depth, settings.system_prompt, [t.spec for t in settings.tools], settings.schema(depth)
         ),
@@ -74,6 +75,7 @@ def turn_messages(state: State, settings: Settings, depth: int, turns: list[Turn
         turns,
         (state.get("journal") or [])[state["start"]["cell"] :],
         note,
+        settings.window(depth),
     )
 
 
