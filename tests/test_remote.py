@@ -19,6 +19,8 @@ from conftest import Scene
 from dev_server import DevServer, free_port
 from model_server import scripted
 from rlm_graph import Limits, hold
+from rlm_graph.errors import RLMError
+from rlm_graph.graph import Graph
 from rlm_graph.remote import Asked, answer
 from rlm_graph.store import FolderStore
 
@@ -100,6 +102,13 @@ async def test_a_picture_of_the_graph_asks_no_server(scene: Any) -> None:
     assert "sub_call:rlm" in drawn.nodes and "sub_call:rlm:load" not in drawn.nodes
 
 
+async def test_a_server_that_stays_out_of_reach_is_told(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlm_graph.remote._PATIENCE_SECONDS", 0.0)
+    nowhere = RemoteGraph("reader", url=f"http://127.0.0.1:{free_port()}")
+    told = await told_by(scene(scripted(TELL)).rlm(sub_graph=nowhere))
+    assert re.search("the nested RLM failed: ConnectError: .*graph 'reader', thread ", told)
+
+
 @pytest.mark.slow
 async def test_nested_rlms_run_on_the_server_and_stream_from_there(scene: Any, server: DevServer) -> None:
     before = await called(server)
@@ -171,17 +180,24 @@ async def test_a_human_who_is_asked_there_answers_here(scene: Any, server: DevSe
     assert out["answer"] == "0"
 
 
-@pytest.mark.slow
-async def test_a_failure_there_is_told_to_the_cell(scene: Any, server: DevServer, tmp_path: Path) -> None:
-    rlm = scene(scripted(TELL)).rlm(sub_graph=reader(server), content_store=FolderStore(tmp_path))
-    out = await rlm.ainvoke({"question": "?", "context": "text"})
-    assert re.search("the nested RLM failed: ContextError: there is no context .* in the content store", out["answer"])
+async def told_by(rlm: Graph) -> str:
+    """What a run says whose only call failed: nothing was read, so it ends in an error."""
+    with pytest.raises(RLMError) as failed:
+        await rlm.ainvoke({"question": "?", "context": "text"})
+    return str(failed.value)
 
 
 @pytest.mark.slow
-async def test_a_graph_that_the_server_does_not_have_is_told_to_the_cell(scene: Any, server: DevServer) -> None:
-    out = await scene(scripted(TELL)).rlm(sub_graph=reader(server, "nobody")).ainvoke({"question": "?", "context": "x"})
-    assert "the nested RLM failed" in out["answer"] and "nobody" in out["answer"]
+async def test_a_failure_there_is_told(scene: Any, server: DevServer, tmp_path: Path) -> None:
+    of_our_own = scripted(TELL.replace("The number is 3.", "A text that only we have."))
+    told = await told_by(scene(of_our_own).rlm(sub_graph=reader(server), content_store=FolderStore(tmp_path)))
+    assert re.search("the nested RLM failed: ContextError: there is no context .* in the content store", told)
+
+
+@pytest.mark.slow
+async def test_a_graph_that_the_server_does_not_have_is_told(scene: Any, server: DevServer) -> None:
+    told = await told_by(scene(scripted(TELL)).rlm(sub_graph=reader(server, "nobody")))
+    assert "the nested RLM failed" in told and "nobody" in told
 
 
 @pytest.mark.slow
