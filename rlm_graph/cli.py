@@ -31,7 +31,9 @@ from rlm_graph.live import printable
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.state import Input, Source
 from rlm_graph.trace.events import Entry, Output, shown
+from rlm_graph.trace.handover import state_at
 from rlm_graph.trace.recording import tracing
+from rlm_graph.trace.trajectory import read_trace
 
 if TYPE_CHECKING:
     import typer
@@ -48,6 +50,8 @@ KERNEL_NOTICE = {
     "process": f"not caged: {isolation.UNCAGED}.\nkernel: Run it only on inputs and with models that you trust.",
 }
 """What keeps the model's code from the rest of the machine, by isolation."""
+
+_THREAD: RunnableConfig = {"configurable": {"thread_id": "1"}}
 
 ANSWERED, FAILED, LIMITED, INTERRUPTED = 0, 1, 3, 130
 _EXIT = {"answered": ANSWERED, "direct": ANSWERED, "errors": FAILED, "refused": FAILED}
@@ -136,7 +140,11 @@ def _app() -> "typer.Typer":
         )
         sys.exit(_guarded(lambda: answer(request)))
 
-    commands.add_to(app, _guarded)
+    def go_on_from(path: Path, cell: int, options: commands.GoOn) -> int:
+        choice = Choice(options.model, options.sub_model, options.base_url)
+        return go_on(path, cell, Request("", [], choice, Limits(), [], isolation=options.isolation))
+
+    commands.add_to(app, _guarded, go_on_from)
     return app
 
 
@@ -203,9 +211,28 @@ def answer(request: Request) -> int:
     _say(f"kernel: {KERNEL_NOTICE[isolation.settled(request.isolation)]}")
     source = _taken_in(request)
     _say(_about(source))
+    # With a thread the replies are kept, so that the trajectory can be replayed.
     saver = InMemorySaver() if request.trace else None
     graph = create_rlm(root, sub, limits=request.limits, isolation=request.isolation, checkpointer=saver)
-    out = asyncio.run(_run(graph, {"question": request.question, "context": source}, request))
+    return _delivered(asyncio.run(_run(graph, {"question": request.question, "context": source}, request)), request)
+
+
+def go_on(path: Path, cell: int, request: Request) -> int:
+    """Has a model go on with a recorded run from one of its cells, and returns the exit code."""
+    root, sub, chosen = choose(request.choice)
+    _say(f"model: {chosen}")
+    _say(f"kernel: {KERNEL_NOTICE[isolation.settled(request.isolation)]}")
+    graph = create_rlm(root, sub, isolation=request.isolation, checkpointer=InMemorySaver())
+
+    async def gone_on() -> dict[str, Any]:
+        state = await state_at(read_trace(path), cell, sub, isolation=request.isolation)
+        await graph.aupdate_state(_THREAD, state, as_node="plan")
+        return await _run(graph, None, request)
+
+    return _delivered(asyncio.run(gone_on()), request)
+
+
+def _delivered(out: dict[str, Any], request: Request) -> int:
     note = out["messages"][-1].response_metadata.get("note")
     if request.as_json:
         shown = {"answer": out["answer"], "stop_reason": out["stop_reason"], "usage": out["usage"]}
@@ -304,12 +331,11 @@ def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-async def _run(graph: Graph, given: Input, request: Request) -> dict[str, Any]:
+async def _run(graph: Graph, given: Input | None, request: Request) -> dict[str, Any]:
     """Runs the graph to its end, and shows what it is at."""
     last: dict[str, Any] = {}
     view = live.View()
-    # A thread of its own, so that the replies are kept and the trajectory can be replayed.
-    thread: RunnableConfig = {"configurable": {"thread_id": "1"}} if request.trace else {}
+    thread = _THREAD if graph.checkpointer is not None else {}
     with live.drawn(view, _say) as say:
 
         def tell(entry: Entry) -> None:

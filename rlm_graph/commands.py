@@ -5,6 +5,7 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +21,18 @@ Guard = Callable[[Callable[[], int]], int]
 """Runs a command's work and returns its exit code; what the user can mend becomes one line."""
 
 
-def add_to(app: "typer.Typer", guarded: Guard) -> None:
-    """Adds the commands to the application."""
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Who goes on with a recorded run, and what its code is kept in."""
+
+    model: str | None
+    sub_model: str | None
+    base_url: str | None
+    isolation: Isolation
+
+
+def add_to(app: "typer.Typer", guarded: Guard, go_on: Callable[[Path, int, GoOn], int]) -> None:
+    """Adds the commands to the application; `go_on` has a model go on with a trajectory from a cell."""
     import typer
 
     file = typer.Argument(metavar="FILE", help="A trajectory: rlm-graph ask --trace FILE, or write_trace.")
@@ -30,11 +41,19 @@ def add_to(app: "typer.Typer", guarded: Guard) -> None:
     def replay(
         path: Annotated[Path, file],
         isolation: Annotated[Isolation, typer.Option(help="What the recorded code is kept in, as for ask.")] = "auto",
+        cell: Annotated[
+            int | None, typer.Option("--from", metavar="CELL", help="Hand over to a model in place of this cell.")
+        ] = None,
+        model: Annotated[str | None, typer.Option(help="With --from: the root, as for ask.")] = None,
+        sub_model: Annotated[str | None, typer.Option(help="With --from: who reads the parts.")] = None,
+        base_url: Annotated[str | None, typer.Option(help="With --from: where openai: models are served.")] = None,
     ) -> None:
         """Runs a recorded run again in fresh kernels, its calls answered from the record: no model is asked.
 
-        Exit codes: 0 the same; 1 error; 4 it differs, and the first place where is told.
+        Exit codes: 0 the same; 1 error; 4 it differs, and the first place where is told; with --from those of ask.
         """
+        if cell is not None:
+            sys.exit(guarded(lambda: go_on(path, cell, GoOn(model, sub_model, base_url, isolation))))
         sys.exit(guarded(lambda: replayed(path, isolation)))
 
     @app.command()

@@ -32,6 +32,7 @@ _START_PROCESSES = {
     "test_report",
     "test_python_tool",
     "test_replay",
+    "test_handover",
 }
 
 

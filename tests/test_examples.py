@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+from rlm_graph import assert_replays
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTED = {
@@ -41,13 +45,20 @@ def test_every_example_is_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTED)
-def test_an_example_prints_what_it_promises(
-    name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_an_example_prints_what_it_promises_and_what_it_ran_replays(
+    name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    monkeypatch.setenv("RLM_GRAPH_TRACE", str(tmp_path / "traces"))
+    # The content store of an example that keeps it in a folder of its own is still wanted for the replay.
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: nullcontext(tempfile.mkdtemp(dir=tmp_path)))
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     out = capfd.readouterr().out
     assert [line for line in PRINTED[name] if not re.search(line, out, re.M)] == [], out
+    recorded = list((tmp_path / "traces").iterdir())
+    assert recorded
+    for path in recorded:
+        assert_replays(path)
 
 
 def test_the_example_with_pandas_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,8 +215,7 @@ class Kernel:
         return [self._identify(call, work) for call in event.calls]
 
     def _identify(self, call: Call, work: Work) -> str:
-        model = None if call.kind == "tool" else work.model
-        payload = content_hash([call.kind, call.prompt, call.context, call.model, model])
+        payload = payload_of(call, work.model)
         nth = self._payloads[payload]
         id = call_id(self.run, work.index, payload, nth)
         self._payloads[payload] += 1
@@ -253,6 +252,11 @@ class Kernel:
             self.deliver({id: found.get(id, _NOT_ON_RECORD) for id in new})
         asked = len(self.asked)
         return Rerun(cell["index"], asked, unknown, self.take_outcome(past))
+
+
+def payload_of(call: Call, model: str) -> str:
+    """Hash of what a call asks, the model that answers it included (its settings' hash); a tool asks no model."""
+    return content_hash([call.kind, call.prompt, call.context, call.model, None if call.kind == "tool" else model])
 
 
 def difference(cell: Cell, rerun: Rerun) -> str | None:
