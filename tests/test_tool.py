@@ -18,7 +18,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
 from model_server import scripted
-from rlm_graph import create_rlm_tool, hold
+from rlm_graph import Limits, create_rlm_tool, hold
 from rlm_graph.beneath import MOST_BYTES, allowed, read_beneath
 from rlm_graph.errors import ContextError
 from rlm_graph.integrations import tool as of_tool
@@ -261,9 +261,17 @@ def test_a_long_answer_is_kept_and_can_be_asked_about(scene: Callable[..., Any])
 
 
 async def test_a_limit_that_stopped_it_is_told(scene: Callable[..., Any]) -> None:
+    s = scene(lambda request: "```repl probe\nprint(context)\n```")
+    store = InMemoryByteStore()
+    held = hold("x y", store=store)
+    tool = create_rlm_tool(s.root, s.sub, direct_below=0, content_store=store, limits=Limits(max_turns=1))
+    content = await tool.ainvoke({"question": "Why?", "source": held["id"]})
+    assert "stopped by a limit (max_turns)" in content
+
+
+def test_a_run_that_read_nothing_is_an_error_to_the_agent(scene: Callable[..., Any]) -> None:
     s = scene(lambda request: "I do not write code.")
     store = InMemoryByteStore()
     held = hold("x y", store=store)
-    tool = create_rlm_tool(s.root, s.sub, direct_below=0, content_store=store)
-    content = await tool.ainvoke({"question": "Why?", "source": held["id"]})
-    assert "stopped by a limit (errors)" in content
+    message = call(create_rlm_tool(s.root, s.sub, direct_below=0, content_store=store), held["id"])
+    assert message.status == "error" and "nothing of the context was read" in message.content
