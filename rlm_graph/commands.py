@@ -1,4 +1,4 @@
-"""What the command does with recorded runs: `rlm-graph replay` and `rlm-graph compare`."""
+"""What the command does with recorded runs: `rlm-graph report`, `rlm-graph replay` and `rlm-graph compare`."""
 
 # No `from __future__ import annotations` here: typer reads the annotations of the commands, whose names are local.
 
@@ -57,6 +57,16 @@ def add_to(app: "typer.Typer", guarded: Guard, go_on: Callable[[Path, int, GoOn]
         sys.exit(guarded(lambda: replayed(path, isolation)))
 
     @app.command()
+    def report(
+        path: Annotated[Path, file],
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", metavar="PAGE", help="Else FILE with the ending .html.")
+        ] = None,
+    ) -> None:
+        """Makes a page of a recorded run, in one file that opens from the disk: answer, coverage, time, tree."""
+        sys.exit(guarded(lambda: reported(path, output or path.with_suffix(".html"))))
+
+    @app.command()
     def compare(left: Annotated[Path, file], right: Annotated[Path, file]) -> None:
         """Shows two recorded runs side by side."""
         sys.exit(guarded(lambda: compared(left, right)))
@@ -75,6 +85,15 @@ def replayed(path: Path, isolation: Isolation) -> int:
     cells = sum(len(run.outputs) for run in trajectory.runs.values())
     unended = "" if trajectory.asked.answer else "; the run had not ended"
     print(f"the same: {cells} cells of {len(trajectory.runs)} runs{unended}")  # noqa: T201
+    return SAME
+
+
+def reported(path: Path, page: Path) -> int:
+    """Writes the page, and says where."""
+    from rlm_graph.trace.report import write_report
+
+    write_report(path, page)
+    print(printable(str(page)))  # noqa: T201
     return SAME
 
 

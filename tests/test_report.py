@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,3 +297,25 @@ def test_a_notebook_counts_the_citations_that_it_leaves_out() -> None:
     citation = {"source": "a", "start": 0, "end": 4, "quote": "kiwi"}
     result = {"answer": "a", "stop_reason": "answered", "usage": {}, "citations": [citation] * 25}
     assert "and 5 more" in str(result_html(result))
+
+
+# From the command line
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "rlm_graph.cli", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_command_makes_a_page_beside_the_trajectory_and_says_where(trajectory: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(trajectory, tmp_path))
+    done = command("report", file)
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "run.html"))
+    assert (tmp_path / "run.html").read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_what_is_no_trajectory_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello\n")
+    done = command("report", tmp_path / "notes.txt", "-o", tmp_path / "page.html")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: {tmp_path / 'notes.txt'}: not a trajectory of rlm-graph's"
+    assert not (tmp_path / "page.html").exists()
