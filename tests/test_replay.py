@@ -114,6 +114,18 @@ def test_failed_and_refused_calls_and_failed_cells_replay(scene: Any, tmp_path: 
     assert_replays(tmp_path / "run.jsonl")
 
 
+def test_structured_asks_replay_and_their_attempts_are_told(scene: Any, tmp_path: Path) -> None:
+    code = "r = sub_call('Paid by Mr. A.', 'Who paid?')[0]\nprint(r.answer, r.verified)\nanswer['content'] = r.answer"
+    result = {"id": "1", "answer": "A", "quotes": ["Paid by Mr. A."], "confidence": 0.9}
+    rlm = scene(deliver(code), lambda request: json.dumps({"results": [result]})).rlm()
+    with tracing(tmp_path / "run.jsonl", texts=True):
+        assert rlm.invoke({"question": "Who?", "context": TEXT})["answer"] == "A"
+    run = read_trace(tmp_path / "run.jsonl").asked
+    models = {reply["model"] for reply in run.replies.values() if reply["kind"] == "sub"}
+    assert models == {"sub", None}
+    assert_replays(tmp_path / "run.jsonl")
+
+
 def test_an_answer_that_a_limit_ended_replays(scene: Any, tmp_path: Path) -> None:
     rlm = scene(scripted("```repl probe\nprint('so far')\n```")).rlm(limits=Limits(max_turns=1))
     with tracing(tmp_path / "run.jsonl"):

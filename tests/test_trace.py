@@ -16,9 +16,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 import crash_program
 from model_server import Answer, ModelServer, Request, by_model, scripted
-from rlm_graph import Limits, create_rlm, hold, read_trace, tracing, write_trace
+from rlm_graph import Limits, assert_replays, create_rlm, hold, read_trace, tracing, write_trace
 from rlm_graph.errors import TraceError
 from rlm_graph.offline import OfflineReader, OfflineRoot
+from rlm_graph.store import FolderStore
 from rlm_graph.trace import schema
 from rlm_graph.trace.events import HEAD, full
 
@@ -258,7 +259,7 @@ def test_what_is_no_trajectory_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_a_trajectory_of_what_it_had_got_to(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_killed_run_leaves_a_trajectory_that_can_be_read_and_replayed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RLM_GRAPH_TRACE", str(tmp_path / "traces"))
     with ModelServer(by_model({"root": crash_program.ROOT, "sub": crash_program.sub})) as server:
         task = {"base_url": server.base_url, "home": str(tmp_path / "home"), "saver": str(tmp_path / "t.sqlite")}
@@ -275,6 +276,7 @@ def test_a_killed_run_leaves_a_trajectory_of_what_it_had_got_to(tmp_path: Path, 
     run = read_trace(path).asked
     assert sorted(run.outputs) == [0, 1] and sorted(run.cells) == [0, 1, 2]
     assert len(run.replies) > 10 and run.answer is None
+    assert_replays(path, content_store=FolderStore(tmp_path / "home"))
 
 
 def heard(rlm: Any, given: Any) -> tuple[list[str], list[str]]:
