@@ -28,8 +28,7 @@ from ..errors import KernelError
 from .gateway import Gateway, http, refusal, request
 
 _PACKAGE = Path(__file__).parent.parent
-_MODULES = ("background", "cage", "carry", "isolation", "live", "local", "process", "relay")
-_SENT = ("errors.py", "kernel/__init__.py", "kernel/inside/*.py", *(f"kernel/{name}.py" for name in _MODULES))
+_SENT = ("errors.py", "kernel/*.py", "kernel/inside/*.py")
 _BOOTSTRAP = """
 import sys
 if sys.version_info < (3, 11):
