@@ -48,7 +48,7 @@ async def settle_on_record(kernel: Kernel, tree: Tree, settings: Settings) -> No
     allowed = checks.attempts_allowed(settings.verify, settings.limits.max_retries)
     ids = [checks.attempt_id(id, n) for id in waiting for n in range(allowed)] if waiting else []
     known = await tree.replies(ids) if ids else {}
-    decided = await asyncio.to_thread(_decided, waiting, known, allowed, settings.verify)
+    decided = await asyncio.to_thread(_decided, waiting, kernel.attempts, known, allowed, settings.verify)
     kernel.attempts = {id: next for id, next in decided.items() if isinstance(next, Attempt)}
     ended = {id: reply for id, reply in decided.items() if isinstance(reply, Reply)}
     await tree.join(ended)
@@ -56,13 +56,21 @@ async def settle_on_record(kernel: Kernel, tree: Tree, settings: Settings) -> No
 
 
 def _decided(
-    waiting: dict[str, Call], known: dict[str, Reply], allowed: int, verify: checks.Verify
+    waiting: dict[str, Call],
+    before: dict[str, Attempt],
+    known: dict[str, Reply],
+    allowed: int,
+    verify: checks.Verify,
 ) -> dict[str, Reply | Attempt]:
     decided: dict[str, Reply | Attempt] = {}
     for id, call in waiting.items():
         replies: list[Reply] = []
         while (reply := known.get(checks.attempt_id(id, len(replies)))) is not None and len(replies) < allowed:
             replies.append(reply)
+        # Of tens of thousands that wait, each wave answers some: the others are where they were.
+        if (held := before.get(id)) is not None and held.number == len(replies):
+            decided[id] = held
+            continue
         try:
             decided[id] = next_of(id, call, replies, allowed, verify)
         except ValueError as error:
