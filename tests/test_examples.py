@@ -36,7 +36,14 @@ PRINTED = {
         "^the first process ended by signal 9$",
         r"^the second process made (1?\d|2[0-3]) of the 24 calls: answered$",
     ],
+    "novel": [
+        r"^20 items, \d\d citations. They are what was planted, each with all that the novel tells of it.$",
+        "^Verbatim in the novel: True$",
+        r"models read 2\d% ",
+        "^They are all pairs that there are.$",
+    ],
 }
+ARGUMENTS = {"novel": ["--tokens", "200000"]}
 
 
 def test_every_example_is_run() -> None:
@@ -48,7 +55,8 @@ def test_every_example_is_run() -> None:
 def test_an_example_prints_what_it_promises_and_what_it_ran_replays(
     name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *ARGUMENTS.get(name, [])])
+    monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("RLM_GRAPH_TRACE", str(tmp_path / "traces"))
     # The content store of an example that keeps it in a folder of its own is still wanted for the replay.
     monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: nullcontext(tempfile.mkdtemp(dir=tmp_path)))
@@ -59,6 +67,29 @@ def test_an_example_prints_what_it_promises_and_what_it_ran_replays(
     assert recorded
     for path in recorded:
         assert_replays(path)
+
+
+@pytest.mark.slow
+def test_nothing_is_missed_in_a_novel_of_two_million_tokens(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["novel.py"])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    runpy.run_path(str(EXAMPLES / "novel.py"), run_name="__main__")
+    out = capfd.readouterr().out
+    assert re.search(r"^A novel of 2,\d{3},\d{3} tokens, 400 chapters.$", out, re.M)
+    assert re.search(r"^200 items, \d+ citations. They are what was planted", out, re.M), out
+    assert re.search(r"^… 2,\d{3} pairs.\nThey are all pairs that there are.$", out, re.M), out
+
+
+def test_a_reader_that_misses_things_in_the_novel_is_found_out(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["novel.py", "--tokens", "40000"])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr("scripted_novel.reader.IT_WAS_MADE_BY", re.compile("(?!)"))
+    runpy.run_path(str(EXAMPLES / "novel.py"), run_name="__main__")
+    assert re.search(r"Of 8 planted: missed \['[^]]+'\], invented \[\]", capfd.readouterr().out)
 
 
 def test_the_example_with_pandas_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
