@@ -40,7 +40,7 @@ Calendar = dict[str, tuple[str, int]]
 
 
 class RuleReader(BaseChatModel):
-    """Answers a `sub_call` about events or about made things. Every tenth text it first reads with a careless quote."""
+    """Answers a `sub_call` about events or about made things. Every third text it first reads with a careless quote."""
 
     @property
     def _llm_type(self) -> str:
@@ -63,7 +63,7 @@ def answered(task: str, text: str, *, careful: bool) -> dict[str, Any]:
     """What the text says to the task, with the sentences that show it."""
     found = list(events(text) if "calendar" in task.splitlines()[0] else made_things(task, text))
     quotes = [quote for _, quote in found]
-    if quotes and not careful and zlib.crc32(text.encode()) % 10 == 0:
+    if quotes and not careful and zlib.crc32(text.encode()) % 3 == 0:
         quotes[0] = "It is told at length how this came to be, and that the work took many years."
     return {"answer": [answer for answer, _ in found] or None, "quotes": quotes, "confidence": 0.9}
 
