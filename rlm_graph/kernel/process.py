@@ -39,6 +39,7 @@ PROCESSES = 1024
 # Longer ones do not fit a Unix socket's address together with what comes after.
 _LONGEST_FOLDER = 70
 _POLL_SECONDS = 0.05
+_LOG_BYTES = 256_000
 # A folder that another process is just making may not be locked yet.
 _SURELY_LOCKED_SECONDS = 60.0
 
@@ -48,11 +49,12 @@ class Process:
     """A kernel that was started.
 
     Attributes:
-        folder: Private to this kernel: the shell channel's socket, the log, and, where there is no cage, its scratch.
+        folder: Private to this kernel: the shell channel's socket and, where there is no cage, its scratch.
         manager: Jupyter's view of it: the keys and addresses of its channels.
         bridge: The host's end of the socket pair.
         gate: The host's end of the one by which texts go in, as descriptors.
         lock: A lock on the folder, held as long as this process lives: a folder without one was left by a killed host.
+        log: A nameless file of bounded size: what it writes where no cell's output goes.
         caged: Whether the process is bubblewrap, with the kernel inside.
         oom_kills: How often the system had killed for want of memory when this process started.
     """
@@ -63,6 +65,7 @@ class Process:
     bridge: socket.socket
     gate: socket.socket
     lock: int
+    log: int
     caged: bool
     oom_kills: int
 
@@ -88,6 +91,8 @@ def spawn(context: zmq.asyncio.Context, memory: int, isolation: Isolation) -> Pr
         ours.callback(shutil.rmtree, folder, ignore_errors=True)
         ours.callback(os.close, lock)
         scratch.mkdir()
+        log = _log()
+        ours.callback(os.close, log)
         manager = AsyncKernelManager(transport="ipc", ip=str(folder / "k"), shell_port=1, context=context)
         shell = theirs.enter_context(socket.socket(socket.AF_UNIX))
         shell.bind(f"{manager.ip}-{manager.shell_port}")
@@ -98,11 +103,11 @@ def spawn(context: zmq.asyncio.Context, memory: int, isolation: Isolation) -> Pr
         gate.sendall(json.dumps(key).encode())
         descriptors = {"bridge": far_bridge.fileno(), "gate": far_gate.fileno(), "shell": shell.fileno()}
         manager.provisioner = provisioner = CageProvisioner(
-            parent=manager, means=means, folder=folder, scratch=SCRATCH, descriptors=list(descriptors.values())
+            parent=manager, means=means, folder=folder, scratch=SCRATCH, said=log, descriptors=[*descriptors.values()]
         )
         popen = launch(provisioner, command({**descriptors, "limits": _limits(means, scratch, memory)}))
         ours.pop_all()
-        return Process(popen, folder, manager, bridge, gate, lock, means == "bubblewrap", oom_kills())
+        return Process(popen, folder, manager, bridge, gate, lock, log, means == "bubblewrap", oom_kills())
 
 
 def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -177,6 +182,7 @@ def release(process: Process) -> None:
     """Waits for a killed process to be gone, and removes what it had. Blocks."""
     process.popen.wait()
     shutil.rmtree(process.folder, ignore_errors=True)
+    os.close(process.log)
     os.close(process.lock)
 
 
@@ -248,14 +254,20 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def _log() -> int:
+    """A file for what the process writes where no cell's output goes: a cell that finds it cannot make it grow."""
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+    log = os.memfd_create("log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(log, _LOG_BYTES)
+    fcntl.fcntl(log, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return log
+
+
 def read_log(process: Process) -> str:
-    """Gives the last of what the process wrote where no cell's output goes."""
-    try:
-        with (process.folder / "log").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
+    """Gives what the process wrote where no cell's output goes."""
+    return os.pread(process.log, _LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace")
 
 
 def oom_kills() -> int:

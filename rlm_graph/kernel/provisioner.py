@@ -27,9 +27,10 @@ class CageProvisioner(LocalProvisioner):
     """Starts a kernel in bubblewrap, or as a plain child where the kernel cages itself or is not to be caged."""
 
     means = Unicode(help="`bubblewrap`, or anything else.")
-    folder = Instance(Path, help="Private to this kernel: its log is there, and its scratch where there is no cage.")
+    folder = Instance(Path, help="Private to this kernel: its scratch is there, where there is no cage.")
     scratch = Integer(help="Bytes that it may keep in files, in bubblewrap.")
     descriptors = List(Integer(), help="What it inherits.")
+    said = Integer(help="Where it writes what is no cell's output.")
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Starts it. Nothing is awaited, so that it can be called where no loop runs."""
@@ -45,14 +46,13 @@ class CageProvisioner(LocalProvisioner):
                 filter = None if steps is None else passed[-1]
                 root = os.geteuid() == 0
                 cmd = bubblewrap(program, cmd, inside=INSIDE, scratch=self.scratch, seccomp=filter, root=root)
-            log = ours.enter_context((self.folder / "log").open("wb"))
             return await super().launch_kernel(
                 cmd,
                 env=environment(HOME if program else str(home)),
                 cwd=str(home),
                 stdin=subprocess.DEVNULL,
-                stdout=log.fileno(),
-                stderr=log.fileno(),
+                stdout=self.said,
+                stderr=self.said,
                 pass_fds=passed,
             )
 

@@ -9,6 +9,7 @@ import select
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from ipykernel.displayhook import ZMQShellDisplayHook
@@ -108,7 +109,8 @@ class BoundedStream(OutStream):
 
     def note(self, text: str) -> None:
         """Writes to the process' own log, for the host to find."""
-        os.write(self._original_stdstream_copy, f"{text}\n".encode())
+        with suppress(OSError):  # it is full
+            os.write(self._original_stdstream_copy, f"{text}\n".encode())
 
     def drain(self) -> None:
         """Waits, briefly, until what was written to the descriptor has been taken in."""
