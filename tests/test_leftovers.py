@@ -145,7 +145,12 @@ async def test_a_cancelled_task_hangs_up_on_the_model_server(scene: Any) -> None
 async def test_a_stream_that_is_closed_ends_its_kernel_and_hangs_up(scene: Any) -> None:
     s = scene(ASKS, lambda r: Answer("too late", latency=1.0))
     stream = s.rlm().astream({"question": "q", "context": TEXT}, stream_mode="custom", subgraphs=True)
-    reading = asyncio.create_task(anext(stream))
+
+    async def read() -> None:
+        async for _ in stream:
+            pass
+
+    reading = asyncio.create_task(read())
     assert await until(lambda: s.server.asked("sub") == 5)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
