@@ -1,14 +1,44 @@
-"""Draws the graph into README.md, between the two markers: `make picture`."""
+"""Draws README's pictures: `make picture`.
+
+The graph goes into README.md, between the two markers. The terminal and the page of a run are drawn from a recorded
+one, `graphs/pictures/run.jsonl`: `python graphs/picture.py --record` records it anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
-from rlm_graph import create_rlm
-from rlm_graph.offline import OfflineReader, OfflineRoot
+from rich.console import Console, Group
+from rich.text import Text
 
-README = Path(__file__).parent.parent / "README.md"
+from rlm_graph import create_rlm, read_trace
+from rlm_graph.live import View, rendered
+from rlm_graph.offline import OfflineReader, OfflineRoot
+from rlm_graph.trace.events import event_of, without_texts
+from rlm_graph.trace.recording import line_of
+from rlm_graph.trace.report import page
+from rlm_graph.trace.trajectory import Trajectory
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BEGIN, END = "<!-- drawn by `make picture` -->\n", "<!-- end of the picture -->\n"
+FOLDER = Path(__file__).parent / "pictures"
+RUN, TERMINAL, REPORT = FOLDER / "run.jsonl", FOLDER / "terminal.svg", FOLDER / "report.png"
+REPORT_OF = FOLDER / "report.sha256"
+"""Hash of the page that `REPORT` shows: pixels differ from browser to browser, the page does not."""
+
+MOMENT = 0.5
+"""Share of the calls that have been answered in the terminal's picture."""
 
 
 def picture() -> str:
@@ -30,5 +60,75 @@ def with_picture(text: str) -> str:
     return before + BEGIN + picture() + END + after
 
 
-if __name__ == "__main__":
+def terminal(run: Trajectory) -> str:
+    """What `rlm-graph ask` shows in the middle of a recorded run, as SVG. It draws with the command's own code."""
+    told = run.asked
+    replies = sorted(told.replies.values(), key=lambda reply: reply["at"])
+    now = replies[int(len(replies) * MOMENT)]["at"]
+    view = View(began=time.monotonic() - (now - told.run["at"]) - 0.01)
+    entries = [told.run, *told.turns, *told.cells.values(), *told.outputs.values()]
+    entries += [e for e in run.others if e["run"] == run.top]
+    for entry in sorted(entries, key=lambda entry: entry["at"]):
+        if entry["at"] <= now:
+            view.take(event_of(entry, ""))
+    done = [reply for reply in replies if reply["at"] <= now]
+    view.calls = {
+        "asked": sum(reply["asked"] <= now for reply in replies),
+        "done": len(done),
+        "failed": sum(reply["status"] != "answered" for reply in done),
+        "of": (told.run.get("limits") or {}).get("max_calls"),
+        "cost": None,
+        **{name: sum(e[name] for e in [*told.turns, *done]) for name in ("input_tokens", "output_tokens")},  # type: ignore[literal-required]
+    }
+    console = Console(record=True, width=100, height=24, file=io.StringIO(), force_terminal=True)
+    asked = Text(f'$ rlm-graph ask "{told.run["question"]}" novel.txt', no_wrap=True, overflow="ellipsis")
+    console.print(Group(asked, rendered(view, console)))
+    drawn = console.export_svg(title="rlm-graph", unique_id="rlm")
+    still = re.sub("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]", "⠹", drawn)
+    return re.sub(r"@font-face \{.*?\}", "", still, flags=re.S)  # fonts that would be loaded from elsewhere
+
+
+def shot(html: str, to: Path) -> None:
+    """Takes a picture of a page."""
+    browser = shutil.which("chromium") or sys.exit("the page's picture needs Chromium (Debian: apt install chromium)")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.html"
+        file.write_text(html, "utf-8")
+        quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--hide-scrollbars"]
+        root = ["--no-sandbox"] if os.geteuid() == 0 else []
+        size = [f"--screenshot={to}", "--window-size=1100,1500", f"--user-data-dir={folder}/profile"]
+        command = [browser, "--headless=new", *quiet, *root, *size, file.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def digest(html: str) -> str:
+    """Names a page."""
+    return hashlib.sha256(html.encode()).hexdigest()
+
+
+def record() -> None:
+    """Records the run that the pictures show: the novel's, a tenth as long."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "examples" / "novel.py", "--tokens", "200000"]
+        subprocess.run(command, check=True, env={**os.environ, "RLM_GRAPH_TRACE": folder, "RLM_GRAPH_HOME": folder})
+        (first,) = Path(folder).glob("*.0.jsonl")
+        lines = first.read_text()
+        head, *entries = map(json.loads, lines.splitlines())
+        kept = [{**head, "texts": False}, *map(without_texts, entries)]
+        RUN.write_text("".join(map(line_of, kept)))
+
+
+def main() -> None:
+    """Draws them all."""
+    if "--record" in sys.argv:
+        record()
     README.write_text(with_picture(README.read_text("utf-8")), "utf-8")
+    run = read_trace(RUN)
+    TERMINAL.write_text(terminal(run), "utf-8")
+    html = page(run, {})
+    shot(html, REPORT)
+    REPORT_OF.write_text(digest(html) + "\n")
+
+
+if __name__ == "__main__":
+    main()

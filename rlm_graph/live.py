@@ -157,12 +157,13 @@ def drawn(view: View, say: Callable[[str], None]) -> Iterator[Callable[[str], No
     from rich.text import Text
 
     console = Console(stderr=True)
-    live = Live(console=console, get_renderable=lambda: _drawn(view, console), transient=True, refresh_per_second=8)
+    live = Live(console=console, get_renderable=lambda: rendered(view, console), transient=True, refresh_per_second=8)
     with live:
         yield lambda text: console.print(Text(printable(text)), soft_wrap=True)
 
 
-def _drawn(view: View, console: Console) -> RenderableType:
+def rendered(view: View, console: Console) -> RenderableType:
+    """The view as it stands on a terminal."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -186,8 +187,9 @@ def frame() -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line that says something, fit for a terminal's row."""
-    line = next((line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), "")
+    """The first line that says something, as imports do not, fit for a terminal's row."""
+    said = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    line = next((line for line in said if not line.startswith(("import ", "from "))), said[0] if said else "")
     return "".join(c if c.isprintable() else "�" for c in line.expandtabs(4).strip())
 
 

@@ -61,6 +61,14 @@ def test_the_picture_is_what_the_command_draws() -> None:
     assert drawing().with_picture(README) == README, "run `make picture`"
 
 
+def test_the_terminal_and_the_page_in_the_pictures_are_those_of_today() -> None:
+    picture = drawing()
+    run = picture.read_trace(picture.RUN)
+    assert picture.terminal(run) == picture.TERMINAL.read_text("utf-8"), "run `make picture`"
+    assert picture.digest(picture.page(run, {})) == picture.REPORT_OF.read_text().strip(), "run `make picture`"
+    assert all(f"graphs/pictures/{file.name}" in README for file in (picture.TERMINAL, picture.REPORT))
+
+
 def test_drawing_needs_each_marker_once() -> None:
     picture = drawing()
     for text in ("", picture.BEGIN, picture.END + picture.BEGIN, 2 * (picture.BEGIN + picture.END)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -248,6 +249,26 @@ def test_a_run_that_was_killed_has_a_page(chrome: Any, trajectory: Path, tmp_pat
     chrome.get((tmp_path / "cut.html").as_uri())
     assert "did not end" in js(chrome, "document.getElementById('facts').textContent")
     assert chrome.get_log("browser") == []
+
+
+def test_attempts_stand_below_the_call_that_they_are_made_at() -> None:
+    run = many(3)
+    call, first, second = run.asked.replies.values()
+    for reply in (call, first, second):
+        reply["kind"] = "sub"
+    call["model"], call["context"] = None, text('{"texts": {}}')
+    for attempt in (first, second):
+        attempt["context"] = text(json.dumps({"call": call["id"], "texts": {}}))
+    (shown,) = view(run, {})["runs"][0]["cells"][0]["calls"]
+    assert [attempt["id"] for attempt in shown["attempts"]] == ["1", "2"]
+    assert view(run, {})["spent"]["model"] == [["m", 2, 20, 4, 1.0]]
+
+
+def test_what_earlier_questions_of_the_thread_cost_is_not_this_one_s() -> None:
+    run = many(3)
+    run.asked.run["at"] = run.asked.cells[0]["at"] + 0.1
+    shown = view(run, {})
+    assert (shown["spent"]["model"], shown["runs"][0]["cells"]) == ([], [])
 
 
 def test_the_strip_shows_what_was_scanned_read_and_cited() -> None:

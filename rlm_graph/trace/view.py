@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from rlm_graph.trace.trajectory import RunTold, Trajectory
 
 AROUND = 400
 """Characters before and after a citation that the page shows."""
+
+_CALL = re.compile(r'\{"call": ?"([^"]+)"')
 
 LONGEST = 20_000
 """Characters of one text that the page holds; what is left out is counted."""
@@ -34,8 +37,10 @@ def view(trajectory: Trajectory, texts: Mapping[str, str]) -> dict[str, Any]:
     source: Mapping[str, Any] = (top.run["sources"] or [{}])[-1]
     citations: list[Mapping[str, Any]] = list(end.get("citations") or [])
     coverage: Mapping[str, Any] = end.get("coverage") or {}
-    runs = sorted(trajectory.runs.values(), key=lambda told: (told.run["depth"], told.run["at"]))
+    present = [told for told in trajectory.runs.values() if told.run["at"] >= began]
+    runs = sorted(present, key=lambda told: (told.run["depth"], told.run["at"]))
     return {
+        "number": top.run["number"],
         "question": top.run["question"],
         "answer": _text(end.get("answer")),
         "ended": bool(end),
@@ -51,7 +56,7 @@ def view(trajectory: Trajectory, texts: Mapping[str, str]) -> dict[str, Any]:
         "unread": list(coverage.get("unread") or ()),
         "unread_more": coverage.get("unread_more", 0),
         "strip": strip(coverage, citations, texts),
-        "runs": [_run(told, trajectory, began) for told in runs if told.run["at"] >= began],
+        "runs": [_run(told, trajectory, began) for told in runs],
     }
 
 
@@ -88,12 +93,15 @@ def _turn(turn: Turn, began: float) -> dict[str, Any]:
 
 
 def _cells(told: RunTold, began: float) -> list[dict[str, Any]]:
-    """The cells of the question that the run works on; those of earlier ones are another page's."""
     calls: dict[int, list[Answered]] = defaultdict(list)
     for reply in told.replies.values():
         calls[reply["index"]].append(reply)
-    present = [index for index, cell in told.cells.items() if cell["at"] >= told.run["at"]]
-    return [_cell(told.cells[index], told.outputs.get(index), calls[index], began) for index in sorted(present)]
+    return [_cell(told.cells[index], told.outputs.get(index), calls[index], began) for index in _present(told)]
+
+
+def _present(told: RunTold) -> list[int]:
+    """The cells of the question that the run works on; those of earlier ones are another page's."""
+    return sorted(index for index, cell in told.cells.items() if cell["at"] >= told.run["at"])
 
 
 def _cell(cell: CellBegun, output: Output | None, calls: list[Answered], began: float) -> dict[str, Any]:
@@ -108,12 +116,30 @@ def _cell(cell: CellBegun, output: Output | None, calls: list[Answered], began: 
         "ended": output is not None,
         "stdout": _text(output["stdout"] if output else None),
         "error": _text(output["error"]) if output and output["error"] else None,
-        "calls": [_call(call, began) for call in sorted(calls, key=lambda call: call["asked"])],
+        "calls": _calls(calls, began),
     }
+
+
+def _calls(replies: list[Answered], began: float) -> list[dict[str, Any]]:
+    """Calls in the order in which they were made; the attempts at one that asks for a structure stand below it."""
+    made = {reply["id"]: _call(reply, began) for reply in sorted(replies, key=lambda reply: reply["asked"])}
+    attempts = [(made[reply["id"]], call) for reply in replies if (call := _attempt_at(reply)) in made]
+    for attempt, call in attempts:
+        made[str(call)]["attempts"].append(attempt)
+        del made[attempt["id"]]
+    return list(made.values())
+
+
+def _attempt_at(reply: Answered) -> str | None:
+    """The call that a reply is an attempt at; None where it is a call's own."""
+    context = reply.get("context")
+    found = _CALL.match(shown(context)) if reply["kind"] == "sub" and context else None
+    return found[1] if found else None
 
 
 def _call(call: Answered, began: float) -> dict[str, Any]:
     return {
+        "attempts": [],
         "id": call["id"],
         "kind": call["kind"],
         "status": call["status"],
@@ -131,10 +157,10 @@ def _paid(runs: Iterable[RunTold]) -> Iterator[tuple[Turn | Answered, str, int]]
     """What models were paid for: the entry, its phase, its depth."""
     for told in runs:
         yield from ((turn, "plan", told.run["depth"]) for turn in told.turns)
+        present = {index: told.cells[index] for index in _present(told)}
         for reply in told.replies.values():
-            cell = told.cells.get(reply["index"])
-            if reply["model"] is not None:
-                yield reply, cell["phase"] if cell else "?", told.run["depth"] + 1
+            if reply["model"] is not None and (cell := present.get(reply["index"])):
+                yield reply, cell["phase"], told.run["depth"] + 1
 
 
 def _spent(runs: Iterable[RunTold]) -> dict[str, list[list[Any]]]:

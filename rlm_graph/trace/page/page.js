@@ -44,7 +44,7 @@ const money = (cost) => (cost === null || cost === undefined ? "" : `$${cost.toF
 const seconds = (s) => (s < 60 ? `${s.toFixed(s < 10 ? 2 : 1)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`);
 const line = (text, most = 110) => {
   const first = text.split("\n").find((each) => each.trim()) || "";
-  return first.trim().length > most ? first.trim().slice(0, most) + "…" : first.trim();
+  return first.trim().length > most ? first.trim().slice(0, most).replace(/\s+\S*$/, "") + "…" : first.trim();
 };
 
 // ---- the tree: every node is known by its path, and is built only when somebody opens it
@@ -110,7 +110,7 @@ function declare() {
     }
     entry(path, parent, (s) => {
       make("span", cell.phase, s, "tag " + (cell.error ? "bad" : "cell"));
-      make("code", line(cell.code.text), s);
+      make("code", line(cell.code.text.replace(/^\s*(import|from) .*$/gm, "")) || line(cell.code.text), s);
       const calls = cell.calls.length ? `, ${count(cell.calls.length, "call")}${failed ? ` (${failed} without an answer)` : ""}` : "";
       s.append(` — cell ${cell.index}, ${seconds(cell.end - cell.start)}${calls}${cell.ended ? "" : ", did not end"}`);
     }, { kids: pages, words: [cell.code.text, cell.stdout.text, cell.error ? cell.error.text : ""], own: (body, needle) => {
@@ -124,10 +124,12 @@ function declare() {
     const path = `${parent}/k${n}`;
     const child = runs.get(call.id);
     const kids = child && !declared.has(call.id) ? [declareRun(child, `${path}/r`, path)] : [];
+    call.attempts.forEach((attempt, m) => kids.push(declareCall(attempt, path, m)));
     entry(path, parent, (s) => {
       const ok = call.status === "answered";
       make("span", call.kind, s, "tag " + (ok ? (child ? "nested" : "call") : "bad"));
-      put(s, `${line(call.prompt.text, 90)} — ${ok ? "" : call.status + ", "}${seconds(call.end - call.start)}, ${spent(call)}`);
+      const cost = call.attempts.length ? count(call.attempts.length, "attempt") : spent(call);
+      put(s, `${line(call.prompt.text, 90)} — ${ok ? "" : call.status + ", "}${seconds(call.end - call.start)}, ${cost}`);
     }, { kids, words: [call.prompt.text, call.context.text, call.reply.text, call.message], own: (body, needle) => {
       if (call.message) make("p", call.message, body, "bad");
       block(body, "prompt", call.prompt, needle);
@@ -306,7 +308,8 @@ function drawCoverage() {
   const share = (part) => (part === null || part === undefined ? "unknown" : `${(part * 100).toFixed(part && part < 0.1 ? 1 : 0)} %`);
   const told = byId("coverage");
   key(told, [["scanned", `scanned by code: ${share(scanned)}`], ["read", `read by a model: ${share(read)}`], ["cited", "cited"]]);
-  told.append("; what is empty in every row was never touched.");
+  told.append("; what is empty in every row was never touched");
+  told.append(run.number ? " for this question: what earlier questions of the thread read is on their pages." : ".");
   if (!run.unread.length) return;
   const parts = run.unread.map((part) => `${part.source}, ${number(part.start)} to ${number(part.end)}`);
   if (run.unread_more) parts.push(`${number(run.unread_more)} shorter parts`);
