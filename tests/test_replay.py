@@ -16,6 +16,7 @@ from model_server import Answer, Request, scripted
 from rlm_graph import Limits, assert_replays, read_trace, tracing, write_trace
 from rlm_graph.errors import ContextError, TraceError
 from rlm_graph.trace.compare import compare
+from rlm_graph.trace.replay import MOST, _options
 
 TEXT = "some text\n" * 500
 ROOT = scripted(
@@ -157,6 +158,30 @@ def test_a_follow_up_replays_on_the_cells_before_it(scene: Any, tmp_path: Path) 
         rlm.invoke({"question": "second?", "context": "another text\n" * 50}, thread())
     assert len(read_trace(tmp_path / "run.jsonl").asked.outputs) == 2
     assert_replays(tmp_path / "run.jsonl")
+
+
+def test_a_file_does_not_say_what_its_code_is_kept_in(recorded: Path, tmp_path: Path) -> None:
+    escaped = tmp_path / "escaped"
+
+    def change(entry: dict[str, Any]) -> None:
+        if entry["event"] == "run":
+            entry["limits"] = {**entry["limits"], "isolation": "process"}
+        if entry["event"] == "output":
+            entry["code"]["text"] = f"open({str(escaped)!r}, 'w').write('out')"
+
+    with pytest.raises((AssertionError, TraceError)):
+        assert_replays(edited(recorded, change))
+    assert not escaped.exists()
+
+
+@pytest.mark.parametrize("name", ["cell_seconds", "cell_output", "kernel_memory"])
+def test_what_a_file_may_ask_of_this_machine_is_bounded(recorded: Path, name: str) -> None:
+    trajectory = read_trace(recorded)
+    trajectory.asked.run["limits"][name] = 10.0**30
+    assert getattr(_options(trajectory.asked, "auto"), name) == getattr(MOST, name)
+    trajectory.asked.run["limits"][name] = None
+    with pytest.raises(TraceError, match=f"{name}=None"):
+        _options(trajectory.asked, "auto")
 
 
 def test_a_context_that_has_changed_is_told(scene: Any, tmp_path: Path) -> None:

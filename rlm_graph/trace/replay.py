@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 from langchain_core.stores import BaseStore
 
@@ -15,6 +15,7 @@ from rlm_graph.errors import TraceError
 from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.kernel import Kernel, Rerun, Work, difference
 from rlm_graph.kernel.session import KernelOptions, start_session
+from rlm_graph.ledger import Limits
 from rlm_graph.nodes.compose import answer_of
 from rlm_graph.state import Call, Cell, Done, Reply, Source, State
 from rlm_graph.store import default_store
@@ -22,6 +23,11 @@ from rlm_graph.trace.events import Answered, Output, Text, full, shown, whole
 from rlm_graph.trace.trajectory import RunTold, Trajectory, read_trace
 
 Store = BaseStore[str, bytes]
+
+MOST = Limits(cell_seconds=3_600.0, cell_output=1_000_000, kernel_memory=16_000_000_000)
+"""The most of this machine that a trajectory may ask for: it may come from anybody."""
+
+_OF_A_KERNEL = ("cell_seconds", "cell_output", "kernel_memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +228,22 @@ def _work(run: RunTold, journal: list[Cell]) -> Work:
 
 
 def _options(run: RunTold, isolation: Isolation) -> KernelOptions:
-    """The limits of the kernel's that the run had."""
-    names = {field.name for field in fields(KernelOptions)}
-    limits: dict[str, Any] = {name: value for name, value in run.run["limits"].items() if name in names}
-    return replace(KernelOptions(isolation=isolation), **limits)
+    """The bounds of the kernel that the run had, as far as a file may set them. What keeps its code in, it may not.
+
+    Raises:
+        TraceError: They are no limits.
+    """
+    told = run.run["limits"]
+    try:
+        had = Limits(**{name: told[name] for name in _OF_A_KERNEL if name in told})  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"the limits of run {run.run['run'][:8]} are none: {error}") from error
+    return KernelOptions(
+        cell_seconds=min(MOST.cell_seconds, had.cell_seconds),
+        cell_output=int(min(MOST.cell_output, had.cell_output)),
+        kernel_memory=int(min(MOST.kernel_memory, had.kernel_memory)),
+        isolation=isolation,
+    )
 
 
 async def _replies(trajectory: Trajectory, run: RunTold, store: Store, cells: int) -> dict[str, Reply]:
