@@ -6,7 +6,11 @@ The agent's model is a fixed plan in place of a language model. A real one: `cre
 from pathlib import Path
 from typing import Any
 
-from langchain.agents import create_agent
+try:
+    from langchain.agents import create_agent
+except ImportError as error:
+    raise SystemExit("this example needs langchain: pip install 'rlm-graph[agents]'") from error
+
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult

@@ -11,7 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from langgraph.checkpoint.sqlite import SqliteSaver
+try:
+    from langgraph.checkpoint.sqlite import SqliteSaver
+except ImportError as error:
+    raise SystemExit("this example needs a file for its threads: pip install langgraph-checkpoint-sqlite") from error
 
 from rlm_graph import Limits, create_rlm
 from rlm_graph.offline import OfflineReader, OfflineRoot

@@ -153,3 +153,17 @@ def test_the_command_s_options_exist() -> None:
 
 def test_the_default_model_is_named() -> None:
     assert f"`{DEFAULT_MODEL}`" in section("From the command line")
+
+
+def test_every_module_is_on_the_map() -> None:
+    """By its name, or by a folder that it is in."""
+    map_ = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Where things are")[2].partition("\n## ")[0]
+    first = {
+        name for row in map_.splitlines() if row.startswith("|") for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    }
+    package = ROOT / "rlm_graph"
+    for module in package.rglob("*.py"):
+        folders = {f"{folder.name}/" for folder in module.relative_to(package).parents}
+        assert module.name in first or folders & first, module
+    named = {name for name in first if name.endswith(".py")}
+    assert named <= {module.name for module in package.rglob("*.py")}, "a line names what is gone"
