@@ -26,7 +26,10 @@ from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
 
 T = TypeVar("T")
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|key|AIza)[-_A-Za-z0-9]{12,}|(?<=Bearer )\S+")
+_KEY_LIKE = re.compile(
+    r"\b(?:sk|pk|rk|key|AIza)[-_A-Za-z0-9]{12,}|\b(?:gsk_|hf_|xai-|gh[opsur]_|github_pat_)[_A-Za-z0-9]{20,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}|(?<=Bearer )\S+"
+)
 """What a provider may echo of a key in its error; it must not go to the root, the checkpoint or the screen."""
 
 USUAL_REPLY = 4_000

@@ -14,7 +14,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from model_server import Answer, Request, scripted
-from rlm_graph import Limits, hold
+from rlm_graph import Limits, hold, models
 from rlm_graph.errors import NothingRead
 from rlm_graph.given import Opaque
 from rlm_graph.kernel import pool
@@ -233,6 +233,14 @@ async def test_a_key_that_a_provider_echoes_goes_nowhere(scene: Any) -> None:
     with pytest.raises(NothingRead, match=r"Incorrect API key provided: \[key\]"):
         await s.rlm().ainvoke(GIVEN)
     assert "Incorrect API key provided: [key]" in s.root_prompts()[1]
+
+
+@pytest.mark.parametrize("begins", ["sk-", "AIza", "gsk_", "hf_", "xai-", "ghp_", "github_pat_", "AKIA"])
+def test_what_looks_like_a_key_is_taken_out(begins: str) -> None:
+    """Whoever gave it out."""
+    key = begins + "A1B2" * 4 + ("" if begins == "AKIA" else "c3d4" * 5)
+    assert models.without_keys(f"token {key} was refused") == "token [key] was refused"
+    assert models.without_keys("hf_hub_download failed in ASIA") == "hf_hub_download failed in ASIA"
 
 
 def test_failing_synchronous_runs_leave_no_threads_and_no_trees(scene: Any) -> None:

@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import pytest_asyncio
 
 from rlm_graph.errors import ContextError, KernelError
-from rlm_graph.kernel.session import KernelOptions, Session, start_session
+from rlm_graph.kernel.session import KernelOptions, Session, _sessions, start_session
 from rlm_graph.state import Call, Done, Reply, Waiting
 
 FACTS = {"phase": "probe", "window": 1_000, "left": {}, "reset_answer": False}
@@ -581,6 +582,25 @@ async def test_what_is_no_frame_ends_the_session_and_nothing_else(session, attac
     assert await gone(session.pid)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "'coverage': {'unread': [['a', 0, BIG], [BIG, 0, 1], [-1, 0, 1]], 'chars': BIG, 'scanned': -5}",
+        "'chunks': {'items': BIG, 'chars': BIG, 'over': BIG, 'tokens': [BIG]}",
+        "'candidates': {'items': -1, 'chars': BIG, 'tokens': []}, 'vars': [['a', 'int', BIG]]",
+        "'answer': {'content': 'x', 'citations': {'passages': [['a', 0, BIG, ''], [BIG, 0, 1, '']], 'more': BIG}}",
+    ],
+)
+async def test_what_a_forged_report_counts_can_be_kept_and_shown(session, forged):
+    code = f"BIG = 10**400\nwire.send('report', {{'index': 1, 'output': 'forged', 'error': None, {forged}}})"
+    done = await run(session, HOSTILE + code)
+    assert done.stdout == "forged"
+    report = {**done.report, "answer": done.answer}
+    assert orjson.loads(orjson.dumps(report)) == report
+    chunks = report["chunks"] or report["candidates"] or {"tokens": [0, 0, 0]}
+    assert len(chunks["tokens"]) == 3 and f"{max(chunks['tokens']):,}"
+
+
 async def test_frames_that_mean_nothing_are_ignored(session):
     code = HOSTILE + textwrap.dedent("""
         send(b'{"id": 77, "op": "done", "arg": null}')
@@ -667,6 +687,22 @@ async def test_a_start_that_is_cancelled_leaves_no_kernel(everything):
             break
         await asyncio.sleep(0.02)
     assert everything() == before
+
+
+async def test_of_a_start_that_is_cancelled_nothing_is_printed():
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    starting = asyncio.ensure_future(with_options())
+    await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    del starting
+    while any(session.name == "test" for session in _sessions):
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.02)
+    gc.collect()
+    assert told == []
 
 
 HOST = """

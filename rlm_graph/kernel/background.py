@@ -77,8 +77,15 @@ class Background:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Starts work here; gives a future of the *caller's* loop. Cancelling that future does not stop the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        return asyncio.shield(asyncio.wrap_future(future))
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        future.add_done_callback(_look_at)
+        return asyncio.shield(future)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """Takes notice of an error: who was cancelled asks for none, and asyncio would print what nobody asked for."""
+    if not future.cancelled():
+        future.exception()
 
 
 _lock = threading.Lock()

@@ -20,6 +20,8 @@ _MAP = re.compile(f"[0-9]{{{PARTS}}}")
 NOWHERE = "0" * PARTS
 """The map of a text of which nothing was looked at."""
 _UNREAD = 20
+_MOST = 2**53
+"""The most that a count may say: the largest whole number that JSON's readers agree on."""
 _KINDS = frozenset(get_args(CallKind))
 
 
@@ -116,9 +118,10 @@ def _is_passage(row: Any) -> bool:
 
 
 def _is_span(row: Any) -> bool:
-    if not (isinstance(row, list) and len(row) == 3 and isinstance(row[0], str | int)):
+    if not (isinstance(row, list) and len(row) == 3):
         return False
-    return type(row[1]) is int and type(row[2]) is int and 0 <= row[1] <= row[2]
+    named = isinstance(row[0], str) or (type(row[0]) is int and 0 <= row[0] <= _MOST)
+    return named and type(row[1]) is int and type(row[2]) is int and 0 <= row[1] <= row[2] <= _MOST
 
 
 def _read_coverage(value: Any) -> dict[str, Any] | None:
@@ -146,9 +149,10 @@ def _read_summary(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
     spread = value.get("tokens")
-    tokens = [_whole(count) for count in spread[:3]] if isinstance(spread, list) else [0, 0, 0]
+    tokens = [_whole(count) for count in [*(spread if isinstance(spread, list) else [])[:3], 0, 0, 0][:3]]
     return {name: _whole(value.get(name)) for name in ("items", "chars", "over")} | {"tokens": tokens}
 
 
 def _whole(value: Any) -> int:
-    return value if type(value) is int else 0
+    """A count, as far as every format that it is kept in can hold it."""
+    return min(max(value, 0), _MOST) if type(value) is int else 0
