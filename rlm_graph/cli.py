@@ -32,7 +32,7 @@ from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.state import Input, Source
 from rlm_graph.trace.events import Entry, Output, shown
 from rlm_graph.trace.handover import state_at
-from rlm_graph.trace.recording import tracing
+from rlm_graph.trace.recording import VARIABLE, tracing
 from rlm_graph.trace.trajectory import read_trace
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _app() -> "typer.Typer":
             max_cost=max_cost,
             max_seconds=max_seconds,
         )
-        wrong = _wrong_usage(paths or [], exclude or [], base_url, (model, sub_model))
+        wrong = _wrong_usage(paths or [], exclude or [], base_url, (model, sub_model), trace)
         if wrong:
             raise typer.BadParameter(wrong)
         choice = Choice(model, sub_model, base_url)
@@ -153,7 +153,11 @@ def _limits(**given: Any) -> Limits:
 
 
 def _wrong_usage(
-    paths: list[Path], exclude: list[str], base_url: str | None, models: tuple[str | None, ...]
+    paths: list[Path],
+    exclude: list[str],
+    base_url: str | None,
+    models: tuple[str | None, ...],
+    trace: Path | None,
 ) -> str | None:
     if not paths and sys.stdin.isatty():
         return "no text: name a file or a directory, or send the text to standard input (… | rlm-graph ask …)"
@@ -162,7 +166,7 @@ def _wrong_usage(
     foreign = next((m for m in models if m and m != "offline" and not m.startswith("openai:")), None)
     if base_url and foreign:
         return f"--base-url is for OpenAI-compatible servers: write the model as openai:{foreign}"
-    return None
+    return commands.unwritable(trace, paths, exclude) if trace else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,7 @@ def answer(request: Request) -> int:
     source = _taken_in(request)
     _say(_about(source))
     # With a thread the replies are kept, so that the trajectory can be replayed.
-    saver = InMemorySaver() if request.trace else None
+    saver = InMemorySaver() if request.trace or os.environ.get(VARIABLE) else None
     graph = create_rlm(root, sub, limits=request.limits, isolation=request.isolation, checkpointer=saver)
     return _delivered(asyncio.run(_run(graph, {"question": request.question, "context": source}, request)), request)
 
@@ -342,7 +346,7 @@ async def _run(graph: Graph, given: Input | None, request: Request) -> dict[str,
             if request.verbose and entry["event"] == "output":
                 say(_told(entry))
 
-        with tracing(request.trace, texts=request.texts, tell=tell):
+        with tracing(request.trace, texts=request.texts, tell=tell) as files:
             # `subgraphs`: calls and nested runs tell theirs in namespaces of their own.
             events: AsyncIterator[Any] = graph.astream(given, thread, stream_mode=["custom", "values"], subgraphs=True)
             async for namespace, mode, event in events:
@@ -350,6 +354,8 @@ async def _run(graph: Graph, given: Input | None, request: Request) -> dict[str,
                     view.take(event)
                 elif not namespace:
                     last = event
+    for file in files:
+        _say(f"trajectory: {file}")
     return last
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rlm_graph.errors import TraceError
+from rlm_graph.files import walk
 from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.live import printable
+from rlm_graph.trace.recording import refuse_foreign
 
 if TYPE_CHECKING:
     import typer
@@ -70,6 +73,22 @@ def add_to(app: "typer.Typer", guarded: Guard, go_on: Callable[[Path, int, GoOn]
     def compare(left: Annotated[Path, file], right: Annotated[Path, file]) -> None:
         """Shows two recorded runs side by side."""
         sys.exit(guarded(lambda: compared(left, right)))
+
+
+def unwritable(trace: Path, paths: list[Path], exclude: list[str]) -> str | None:
+    """Why no trajectory may be written there, where something would be lost."""
+    if not trace.is_file():
+        return None
+    real = trace.resolve()
+    for path in (p.resolve() for p in paths if p.exists()):
+        inside = path.is_dir() and real.is_relative_to(path)
+        if real == path or (inside and real.relative_to(path).as_posix() in walk(path, exclude).files):
+            return f"--trace {trace}: it is part of the text: name another file"
+    try:
+        refuse_foreign(trace)
+    except (TraceError, OSError) as error:
+        return f"--trace: {error}"
+    return None
 
 
 def replayed(path: Path, isolation: Isolation) -> int:

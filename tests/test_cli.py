@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from model_server import Answer, ModelServer, Script, by_model, scripted
+from rlm_graph import read_trace
 from rlm_graph.cli import DEFAULT_MODEL, Choice, choose, printable
 from rlm_graph.errors import ModelError
 
@@ -220,6 +221,29 @@ def test_a_model_that_the_server_does_not_know_is_one_line(big: Path, serve: Any
 )
 def test_wrong_usage_ends_with_2(big: Path, option: tuple[str, ...]) -> None:
     assert run("ask", "What?", big, *option).returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", ["text.md", "notes.txt", "folder/run.jsonl"])
+def test_trace_never_writes_over_a_text_or_a_foreign_file(tmp_path: Path, trace: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("text.md", "notes.txt"):
+        (tmp_path / name).write_text("The word is kiwi.")
+    (tmp_path / "folder" / "run.jsonl").write_text('{"event":"trace","version":1}\n')
+    before = (tmp_path / trace).read_text()
+    done = run("ask", "Which word?", tmp_path / "text.md", tmp_path / trace, "--trace", tmp_path / trace)
+    assert (done.returncode, done.stdout) == (2, "") and "it is part of the text" in done.stderr
+    done = run("ask", "Which word?", tmp_path / "folder", "--trace", tmp_path / trace)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert (tmp_path / trace).read_text() == before
+
+
+@pytest.mark.slow
+def test_every_run_writes_its_trajectory_into_the_folder_of_the_environment(big: Path, tmp_path: Path) -> None:
+    done = run("ask", "Which word?", big, RLM_GRAPH_TRACE=str(tmp_path / "new" / "traces"))
+    (file,) = (tmp_path / "new" / "traces").iterdir()
+    assert read_trace(file).header["texts"]
+    assert f"trajectory: {file}" in done.stderr
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from langchain_core.stores import InMemoryByteStore
 from conftest import Scene
 from model_server import Answer, ModelServer, Request, by_model, scripted
 from rlm_graph import hold, read_trace, tracing
+from rlm_graph.errors import TraceError
 from rlm_graph.trace.notebook import result_html
 from rlm_graph.trace.report import page, texts_of, write_report
 from rlm_graph.trace.trajectory import Trajectory, told
@@ -249,6 +250,19 @@ def test_a_run_that_was_killed_has_a_page(chrome: Any, trajectory: Path, tmp_pat
     chrome.get((tmp_path / "cut.html").as_uri())
     assert "did not end" in js(chrome, "document.getElementById('facts').textContent")
     assert chrome.get_log("browser") == []
+
+
+def test_a_page_replaces_a_page_and_nothing_else(trajectory: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.html"
+    write_report(trajectory, page)
+    write_report(trajectory, page)
+    kept = tmp_path / "keep.html"
+    kept.write_text("<!doctype html><title>mine</title>")
+    for foreign in (kept, trajectory):
+        before = foreign.read_bytes()
+        with pytest.raises(TraceError, match="is no page of rlm-graph's"):
+            write_report(trajectory, foreign)
+        assert foreign.read_bytes() == before
 
 
 def test_attempts_stand_below_the_call_that_they_are_made_at() -> None:

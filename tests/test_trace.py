@@ -258,6 +258,26 @@ def test_what_is_no_trajectory_is_told(tmp_path: Path) -> None:
         read_trace(tmp_path / "file")
 
 
+def test_a_file_that_is_no_trajectory_is_not_written_over(scene: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "notes.txt"
+    kept.write_text("mine")
+    rlm = scene(ROOT, sub).rlm(checkpointer=InMemorySaver())
+    with pytest.raises(TraceError, match="is there already and is no trajectory"), tracing(kept):
+        pass
+    (tmp_path / "run-2.jsonl").write_text("mine")
+    with tracing(tmp_path / "run.jsonl") as files:
+        rlm.invoke({"question": "?", "context": TEXT}, thread())
+        with pytest.raises(TraceError, match=r"run-2\.jsonl is there already"):
+            rlm.invoke({"question": "and?"}, thread())
+    with pytest.raises(TraceError, match="is there already"):
+        write_trace(rlm, thread(), kept)
+    assert {kept.read_text(), (tmp_path / "run-2.jsonl").read_text()} == {"mine"}
+    assert files == [tmp_path / "run.jsonl"]
+    with tracing(files[0]):  # one of ours is replaced
+        pass
+    assert files[0].read_text() == ""
+
+
 @pytest.mark.slow
 def test_a_killed_run_leaves_a_trajectory_that_can_be_read_and_replayed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RLM_GRAPH_TRACE", str(tmp_path / "traces"))

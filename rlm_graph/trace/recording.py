@@ -17,10 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlm_graph.errors import TraceError
 from rlm_graph.trace.events import Entry, Header, without_texts
 
 VERSION = 1
 """Of the file's schema."""
+
+_FIRST = b'{"event":"trace",'
+"""How a file of ours begins."""
 
 VARIABLE = "RLM_GRAPH_TRACE"
 """Names a folder in which every run of this process writes its trajectory, texts and all."""
@@ -34,6 +38,9 @@ class Recording:
             on. A folder: a file for each, `<run>.<number>.jsonl`. None: no file.
         texts: Whether prompts, replies and outputs are written whole.
         tell: Is given each new entry, whole.
+
+    Raises:
+        TraceError: The file is there already and is no trajectory.
     """
 
     def __init__(
@@ -42,6 +49,8 @@ class Recording:
         self.path = None if path is None else Path(path)
         self.texts = texts
         self.tell = tell
+        self.files: list[Path] = []
+        """The files, in the order in which they were begun."""
         # One thread writes, in order: a write must never hold up a loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rlm-trace")
         self._files: dict[str, TextIO] = {}
@@ -50,14 +59,22 @@ class Recording:
         self._last: Future[None] | None = None
         if self.path is not None and not self.path.is_dir():
             # What cannot be written is told before anything is spent.
+            refuse_foreign(self.path)
             _opened(self.path, os.O_TRUNC).close()
 
     def open(self, tree: str) -> bool:
-        """Takes a tree in; whether it is new here, and its past is to be written."""
+        """Takes a tree in; whether it is new here, and its past is to be written.
+
+        Raises:
+            TraceError: Its file is there already and is no trajectory.
+        """
         with self._lock:
             if self.path is None or tree in self._paths:
                 return False
-            self._paths[tree] = self._path(self.path, tree)
+            path = self._path(self.path, tree)
+            refuse_foreign(path)
+            self._paths[tree] = path
+            self.files.append(path)
             self._last = self._writer.submit(self._begin, tree)
             return True
 
@@ -107,6 +124,21 @@ class Recording:
             self._files.pop(tree).close()
 
 
+def refuse_foreign(path: Path) -> None:
+    """Refuses a file in whose place a trajectory would be written, unless it is one, or is empty.
+
+    Raises:
+        TraceError: It is none of ours.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(_FIRST))
+    if start and start != _FIRST:
+        raise TraceError(f"{path} is there already and is no trajectory of rlm-graph's: name another file")
+
+
 def _opened(path: Path, how: int) -> TextIO:
     # As private as the content store's files: it holds what the run read.
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,16 +166,21 @@ _of_process_lock = threading.Lock()
 @contextmanager
 def tracing(
     path: str | os.PathLike[str] | None, *, texts: bool = False, tell: Callable[[Entry], None] | None = None
-) -> Iterator[None]:
+) -> Iterator[list[Path]]:
     """Writes the trajectory of what runs inside, while it runs: a process that is killed leaves what it had got to.
 
     Args:
         path: The file; a further question inside goes beside it, as `run-2.jsonl` and so on. A folder that exists: a
-            file for each question. None: no file.
+            file for each question. A trajectory that is there already is replaced. None: no file, or where
+            `RLM_GRAPH_TRACE` names a folder one there, texts and all.
         texts: Whether prompts, replies and outputs are written whole, rather than by their beginning and hash.
         tell: Is given each entry as it is said, with its texts whole; what it raises, the run raises.
 
+    Yields:
+        The files, as they are begun.
+
     Raises:
+        TraceError: The file is there already and is no trajectory.
         OSError: The file cannot be written.
 
     Example:
@@ -157,10 +194,11 @@ def tracing(
         >>> trajectory.runs[trajectory.top].answer["stop_reason"]
         'direct'
     """
-    recording = Recording(path, texts=texts, tell=tell)
+    folder = None if path is not None else _of_the_environment()
+    recording = Recording(folder or path, texts=texts or folder is not None, tell=tell)
     token = _recording.set(recording)
     try:
-        yield
+        yield recording.files
     finally:
         _recording.reset(token)
         recording.close()
@@ -169,8 +207,15 @@ def tracing(
 def present() -> Recording | None:
     """Where the present run is to be written, if anywhere."""
     recording = _recording.get()
-    if recording is not None or not (folder := os.environ.get(VARIABLE)):
+    if recording is not None or (folder := _of_the_environment()) is None:
         return recording
     with _of_process_lock:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         return _of_process.setdefault(folder, Recording(folder, texts=True))
+
+
+def _of_the_environment() -> str | None:
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return folder

@@ -13,7 +13,7 @@ from typing import Any, cast
 from langchain_core.stores import BaseStore
 
 from rlm_graph.context import binding
-from rlm_graph.errors import ContextError
+from rlm_graph.errors import ContextError, TraceError
 from rlm_graph.kernel.carry import carried
 from rlm_graph.kernel.inside.load import load
 from rlm_graph.kernel.inside.pieces import items
@@ -24,6 +24,9 @@ from rlm_graph.trace.view import view
 
 _PAGE = Path(__file__).parent / "page"
 
+_MARK = b'<meta name="generator" content="rlm-graph">'
+"""In the head of every page of ours."""
+
 
 def write_report(
     path: str | os.PathLike[str], to: str | os.PathLike[str], *, content_store: BaseStore[str, bytes] | None = None
@@ -33,17 +36,29 @@ def write_report(
     Args:
         path: The trajectory. Written with `texts=True` it gives a page with every prompt, reply and output whole (up
             to 20 000 characters each), else with their beginnings.
-        to: The page.
+        to: The page; one that is there already is replaced, and missing folders are made.
         content_store: Where the run's context is kept, if not in the default store. Citations open at their place
             where it can be read; else they stand alone.
 
     Raises:
-        TraceError: The file is no trajectory.
+        TraceError: The file is no trajectory, or what is there in the page's place is no page of ours.
         OSError: A file cannot be read or written.
     """
     trajectory = read_trace(path)
     store = content_store if content_store is not None else default_store()
-    Path(to).write_text(page(trajectory, texts_of(trajectory, store)), "utf-8")
+    to = Path(to)
+    _refuse_foreign(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(page(trajectory, texts_of(trajectory, store)), "utf-8")
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(1000)
+    if start and _MARK not in start:
+        raise TraceError(f"{path} is there already and is no page of rlm-graph's: name another file")
 
 
 def page(trajectory: Trajectory, texts: Mapping[str, str]) -> str:

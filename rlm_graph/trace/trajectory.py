@@ -156,12 +156,12 @@ def write_trace(
     Args:
         rlm: What `create_rlm` returned, with a checkpointer.
         config: The thread, and the checkpoint where it is not the latest.
-        path: The file; it is replaced.
+        path: The file; a trajectory that is there already is replaced.
         texts: Whether replies and outputs are written whole, rather than by their beginning and hash.
         content_store: The one that the graph was made with, where it was made with one.
 
     Raises:
-        TraceError: The thread holds no run, or its record is gone.
+        TraceError: The thread holds no run, or its record is gone, or the file is there already and is no trajectory.
         OSError: The file cannot be written.
 
     Example:
