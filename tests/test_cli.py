@@ -285,7 +285,14 @@ def test_max_depth_reaches_the_run(big: Path, serve: Any) -> None:
 @pytest.mark.slow
 def test_the_kernel_notice_is_told_once(big: Path) -> None:
     told = run("ask", "Which word?", big).stderr
-    assert told.count("a plain child process") == 1
+    assert told.count("kernel: caged by bubblewrap") == 1
+    assert "Run it only on inputs and with models that you trust." not in told
+
+
+@pytest.mark.slow
+def test_an_uncaged_kernel_is_told_of_once(big: Path) -> None:
+    told = run("ask", "Which word?", big, "--isolation", "process").stderr
+    assert told.count("kernel: not caged") == 1
     assert told.count("Run it only on inputs and with models that you trust.") == 1
 
 
@@ -424,6 +431,7 @@ def test_no_process_outlives_a_run_that_was_stopped(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     _wait_for(lambda: _asked_sub(server))
     started = _descendants(process.pid)
@@ -435,6 +443,11 @@ def test_no_process_outlives_a_run_that_was_stopped(
         assert process.returncode == 130
         assert told.endswith("stopped\n") and "Traceback" not in told
     _wait_for(lambda: not any(map(_alive, started)))
+
+
+def heed_ctrl_c() -> None:
+    """A shell has what it runs in the background ignore Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.offline import OfflineRoot
 
 GIVEN = {"question": "q", "context": "some text to work on. " * 100}
-WHERE = scripted("```repl compose\nimport os\nanswer['content'] = os.uname().nodename; answer['ready'] = True\n```")
+WHERE = scripted(
+    "```repl compose\nimport os\nanswer['content'] = context and os.uname().nodename; answer['ready'] = True\n```"
+)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="cages need Linux")
 
 

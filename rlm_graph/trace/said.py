@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
+from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict
 
 from rlm_graph import flow, models
@@ -174,7 +175,9 @@ def _output(cell: Cell, state: State, depth: int) -> Output:
 
 def _answer(state: State, depth: int) -> Answer:
     values: dict[str, Any] = dict(state)
-    more = {name: values[name] for name in ("citations", "coverage", "structured_response") if name in values}
+    more: dict[str, Any] = {name: values[name] for name in ("citations", "coverage") if name in values}
+    if "structured_response" in values:
+        more["structured_response"] = to_jsonable_python(values["structured_response"], serialize_unknown=True)
     return cast(
         Answer,
         {
