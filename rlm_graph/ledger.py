@@ -1,99 +1,20 @@
-"""The limits of a run, and the one ledger of its whole recursion tree: reserve, then spend."""
+"""The one ledger of a run's whole recursion tree: reserve, then spend."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
+from rlm_graph.limits import Limit as Limit
+from rlm_graph.limits import Limits as Limits
+from rlm_graph.usage import NOTHING as NOTHING
+from rlm_graph.usage import Amount as Amount
+from rlm_graph.usage import Replied, amount_of, grouped, total_cost
 from rlm_graph.usage import Spent as Spent
-from rlm_graph.usage import grouped, total_cost
-
-Limit = Literal["max_calls", "max_tokens", "max_cost", "max_seconds"]
-"""A limit of the whole tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much a run may do. All are for one question; None: not limited.
-
-    Attributes:
-        max_depth: 0: no sub-calls; 1: plain calls; 2: RLMs one level deeper, whose calls are plain; and so on (as in
-            arXiv 2512.24601). At the last depth an `rlm_query` becomes a plain call.
-        max_breadth: Calls that one `dispatch` lets go. More than that go in several waves.
-        max_calls: Calls in the whole tree: plain ones, nested RLMs and the user's tools. The root's own turns are not
-            among them.
-        max_tokens: Tokens of all model calls in the whole tree, root turns included, input and output together.
-        max_cost: The same in US dollars. It needs the price of every model.
-        max_seconds: Wall-clock of the question, in seconds; waiting for a human does not count. Model calls in flight
-            are cut off when it ends.
-        max_concurrency: Model calls in flight at once in the whole tree, roots included.
-        max_turns: Root turns of each RLM in the tree.
-        max_errors: Turns in a row without a cell, or with a failed one, that end an RLM.
-        max_retries: How often a call is asked again that came back without an answer or an error, or failed its check.
-        cell_seconds: Computing time of one cell in seconds; the clock stops while it waits for answers.
-        cell_output: Characters of a cell's output that the root is shown: head and tail; the middle is counted.
-        kernel_memory: Bytes of data that one kernel may hold.
-
-    Raises:
-        TypeError: One of them is no number.
-        ValueError: One of them is below 1 (below 0 for `max_depth`, `max_calls` and `max_retries`).
-
-    Example:
-        >>> Limits(max_calls=200).max_calls
-        200
-        >>> Limits(max_turns=0)
-        Traceback (most recent call last):
-        ...
-        ValueError: Limits(max_turns=0): it must be at least 1
-    """
-
-    max_depth: int = 2
-    max_breadth: int = 1000
-    max_calls: int = 1000
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    max_seconds: float | None = None
-    max_concurrency: int = 64
-    max_turns: int = 30
-    max_errors: int = 3
-    max_retries: int = 2
-    cell_seconds: float = 120.0
-    cell_output: int = 10_000
-    kernel_memory: int = 4_000_000_000
-
-    def __post_init__(self) -> None:
-        zero_is_fine = {"max_depth", "max_calls", "max_retries"}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"Limits({field.name}={value!r}): it must be a number")
-            if field.name in {"max_cost", "max_seconds"}:
-                if not value > 0:
-                    raise ValueError(f"Limits({field.name}={value}): it must be above 0")
-                continue
-            least = 0 if field.name in zero_is_fine else 1
-            if value < least:
-                raise ValueError(f"Limits({field.name}={value}): it must be at least {least}")
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """Tokens, input and output together, and US dollars."""
-
-    tokens: int = 0
-    cost: float = 0.0
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.tokens + other.tokens, self.cost + other.cost)
-
-
-NOTHING = Amount()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +70,7 @@ class Ledger:
         self._refused: set[str] = set()
         self._turns: set[str] = set()
         self._spent: dict[str, Spent] = {}
+        self._replied: dict[str, Replied] = {}
         self._total = NOTHING
         self._held: dict[str, Amount] = {}
         self._queue: dict[str, Amount] = {}
@@ -191,14 +113,17 @@ class Ledger:
             self._reserved |= new
             return "reserved"
 
-    def hold(self, id: str, most: Amount, keep: Amount | None = None) -> Literal["held", "later"] | Limit:
+    def hold(
+        self, id: str, most: Amount, keep: Amount | None = None, less: Sequence[Amount] = ()
+    ) -> Literal["held", "later"] | Limit:
         """Holds room for what a call that is about to start can come to at most.
 
         Args:
             id: Its id, or a root turn's.
             most: What it can come to.
             keep: For a turn of the root at the top of the tree: what the turn after it can come to, for which calls
-                leave room.
+                leave room, though never more than a quarter of a limit.
+            less: Smaller amounts that do as well where `most` no longer fits, the largest first.
 
         Returns:
             `later` where it fits only if calls in flight come to less than they may; the limit in its way where it
@@ -207,8 +132,9 @@ class Ledger:
         with self._lock:
             if keep is not None:
                 self._kept = NOTHING
-            lacking = self._left(held=False).lacking(0, most)
-            if lacking:
+            left = self._left(held=False)
+            most = next((amount for amount in (most, *less) if not left.lacking(0, amount)), most)
+            if lacking := left.lacking(0, most):
                 self._over = lacking
                 self._queue.pop(id, None)
                 return lacking
@@ -216,9 +142,19 @@ class Ledger:
                 self._queue[id] = most
                 return "later"
             self._queue.pop(id, None)
-            self._kept = keep or self._kept
+            self._kept = self._quarter(keep) if keep else self._kept
             self._held[id] = self._held.get(id, NOTHING) + most
             return "held"
+
+    def held(self, id: str) -> Amount:
+        """What a call in flight holds."""
+        with self._lock:
+            return self._held.get(id, NOTHING)
+
+    def replied(self, model: str) -> Replied:
+        """What this model's replies in the tree came to."""
+        with self._lock:
+            return self._replied.get(model, Replied())
 
     def release(self, id: str) -> None:
         """Gives back what a call held that came to nothing."""
@@ -242,7 +178,7 @@ class Ledger:
             self._turns.add(id)
             self._spend(id, spent)
             if spent.depth == 0 and self._kept == NOTHING:
-                self._kept = _amount(spent)
+                self._kept = self._quarter(amount_of(spent))
 
     def refuse(self, ids: Iterable[str], limit: Limit | None = None) -> None:
         """Notes calls that were refused before they started."""
@@ -289,7 +225,7 @@ class Ledger:
             if id not in self._remote:
                 deeper = {str(int(name) + depth): group for name, group in usage["by_depth"].items()}
                 self._remote[id] = {**usage, "by_depth": deeper}
-                self._total += Amount(usage["input_tokens"] + usage["output_tokens"], usage.get("cost") or 0.0)
+                self._add(Amount(usage["input_tokens"] + usage["output_tokens"], usage.get("cost") or 0.0))
             if failed:
                 self._failed.add(id)
 
@@ -390,11 +326,26 @@ class Ledger:
         self._lent.pop(id, None)
         if spent is not None and id not in self._spent:
             self._spent[id] = spent
-            self._total += _amount(spent)
+            before = self._replied.get(spent.model, Replied())
+            self._replied[spent.model] = Replied(before.count + 1, max(before.longest, spent.output_tokens))
+            self._add(amount_of(spent))
+
+    def _add(self, amount: Amount) -> None:
+        """Counts what came, and the limit that it exceeds: a server may not keep to what it is told."""
+        self._total += amount
+        limits = self.limits
+        if limits.max_tokens is not None and self._total.tokens > limits.max_tokens:
+            self._over = self._over or "max_tokens"
+        if limits.max_cost is not None and self._total.cost > limits.max_cost:
+            self._over = self._over or "max_cost"
+
+    def _quarter(self, amount: Amount) -> Amount:
+        """The amount, though at most a quarter of a limit: else a small one would go unused."""
+        tokens, cost = self.limits.max_tokens, self.limits.max_cost
+        return Amount(
+            amount.tokens if tokens is None else min(amount.tokens, tokens // 4),
+            amount.cost if cost is None else min(amount.cost, cost / 4),
+        )
 
     def _elapsed(self) -> float:
         return self._seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
-
-
-def _amount(spent: Spent) -> Amount:
-    return Amount(spent.input_tokens + spent.output_tokens, spent.cost or 0.0)

@@ -128,19 +128,51 @@ def served_at(model: Runnable[Any, Any]) -> str | None:
     return None
 
 
-def longest_reply(model: Runnable[Any, Any]) -> int:
+def longest_reply(model: Runnable[Any, Any], ample: int = 0) -> int:
     """Tokens that a reply is taken to have at most: the maximum that was set for the model, else `USUAL_REPLY`.
 
     What a provider allows at most (128,000 and the like) says nothing of a reply: to hold room for it would let a few
     calls go at a time, and end a run with most of its budget unused.
+
+    Args:
+        model: Who replies.
+        ample: Tokens for which there is room in plenty: a reply may come to as many where the provider allows them.
     """
+    if said := maximum_set(model):
+        return said
+    most = _provider_allows(model)
+    return min(max(USUAL_REPLY, ample), most) if most is not None else USUAL_REPLY
+
+
+def maximum_set(model: Runnable[Any, Any]) -> int | None:
+    """The most tokens of a reply, where the user has set it for the model."""
     bound, kwargs = _innermost(model), getattr(model, "kwargs", {})
-    most = (getattr(bound, "profile", None) or {}).get("max_output_tokens")
+    most = _provider_allows(model)
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict"):
         said = kwargs.get(name, getattr(bound, name, None))
         if isinstance(said, int) and said > 0 and said != most:  # some classes fill in the provider's maximum
             return said
-    return min(USUAL_REPLY, most) if isinstance(most, int) else USUAL_REPLY
+    return None
+
+
+def _provider_allows(model: Runnable[Any, Any]) -> int | None:
+    most = (getattr(_innermost(model), "profile", None) or {}).get("max_output_tokens")
+    return most if isinstance(most, int) else None
+
+
+def at_most(model: Runnable[Any, AIMessage], reply: int | None) -> Runnable[Any, AIMessage]:
+    """The model, told for a call that its reply may have so many tokens; as it is where it has no such parameter.
+
+    A model that thinks within a budget of its own is not told either: its maximum must be above that.
+    """
+    return model.bind(max_tokens=reply) if reply is not None and can_be_told(model) else model
+
+
+def can_be_told(model: Runnable[Any, Any]) -> bool:
+    """Whether the model heeds LangChain's standard parameter `max_tokens`."""
+    bound = _innermost(model)
+    knows = isinstance(bound, BaseChatModel) and "max_tokens" in type(bound).model_fields
+    return knows and not getattr(bound, "thinking", None)
 
 
 async def ask(
@@ -149,6 +181,7 @@ async def ask(
     config: RunnableConfig,
     threads: Executor,
     tries: int,
+    reply: int | None = None,
 ) -> AIMessage:
     """One model call: awaited on this loop, or in a thread of `threads` when the run is synchronous.
 
@@ -161,7 +194,9 @@ async def ask(
         config: The node's configuration, so that callbacks and streams see the call.
         threads: Where a synchronous run calls.
         tries: How often a transient failure is tried again.
+        reply: Tokens that the reply may have; None: as many as the model gives.
     """
+    model = at_most(model, reply)
     try:
         return await _asked(model, messages, config, threads)
     except Exception as error:
@@ -180,6 +215,7 @@ async def ask_structured(
     config: RunnableConfig,
     threads: Executor,
     tries: int,
+    reply: int | None = None,
 ) -> tuple[AIMessage, str]:
     """As `ask`, in a form: by the provider's structured output where it has one, else by what the messages say.
 
@@ -188,15 +224,15 @@ async def ask_structured(
     """
     formed = _formed(model, form)
     if formed is None:
-        message = await ask(model, messages, config, threads, tries)
+        message = await ask(model, messages, config, threads, tries, reply)
         return message, message.text
     try:
-        message = await ask(formed, messages, config, threads, tries)
+        message = await ask(formed, messages, config, threads, tries, reply)
     except Exception as error:
         if not _does_not_know_forms(error):
             raise
         _formless.add(settings_hash(model))
-        message = await ask(model, messages, config, threads, tries)
+        message = await ask(model, messages, config, threads, tries, reply)
     called = message.tool_calls[0]["args"] if message.tool_calls and not message.text.strip() else None
     return message, message.text if called is None else json.dumps(called)
 

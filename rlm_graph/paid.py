@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
@@ -19,6 +20,28 @@ from rlm_graph.tree import Tree
 _FRAME = 8
 """Tokens that a message has beside its text, roughly."""
 
+_SHORT, _SHORTEST = 1_000, 200
+"""Tokens of a reply that do where there is no room for more: at first, and once a model's replies are known."""
+
+_KNOWN = 3
+"""Replies of a model after which they say how long the next one will be."""
+
+_PARTS = 8
+"""A reply may come to this part of what is left, or to its part with all that may be in flight, if that is less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a model call has to itself while it is in flight.
+
+    Attributes:
+        threads: Where a synchronous run calls.
+        reply: Tokens that its reply may have, where the model has to be told.
+    """
+
+    threads: ThreadPoolExecutor
+    reply: int | None
+
 
 async def ask(
     tree: Tree, settings: Settings, depth: int, id: str, messages: Sequence[BaseMessage], config: RunnableConfig
@@ -29,15 +52,16 @@ async def ask(
         NoRoom: A limit does not allow it, or cut it off.
     """
     model = settings.model(depth)
-    async with place(tree, settings, depth, id, messages) as threads:
-        message = await tree.in_time(models.ask(model, messages, config, threads, settings.limits.max_retries))
+    async with place(tree, settings, depth, id, messages) as at:
+        tries = settings.limits.max_retries
+        message = await tree.in_time(models.ask(model, messages, config, at.threads, tries, at.reply))
     return message, spent_on(message, messages, settings, depth)
 
 
 @asynccontextmanager
 async def place(
     tree: Tree, settings: Settings, depth: int, id: str, messages: Sequence[BaseMessage]
-) -> AsyncIterator[ThreadPoolExecutor]:
+) -> AsyncIterator[Place]:
     """A place among the model calls in flight, and room in the ledger, for one call of the model that works at `depth`.
 
     Raises:
@@ -45,8 +69,13 @@ async def place(
     """
     texts = [m.text for m in messages]
     keep = _next_turn(tree, settings, texts) if depth == 0 else None
-    async with tree.slot() as threads, tree.room(id, most_of(tree, settings, depth, texts), keep):
-        yield threads
+    async with tree.slot() as threads:
+        sizes = _sizes(tree, settings, depth, texts)
+        (reply, most), *less = sizes
+        async with tree.room(id, most, keep, [amount for _, amount in less]) as held:
+            told = next((tokens for tokens, amount in sizes if amount == held), reply)
+            as_set = told == models.maximum_set(settings.model(depth))
+            yield Place(threads, told if _bounded(tree) and not as_set else None)
 
 
 def spent_on(reply: AIMessage, messages: Sequence[BaseMessage], settings: Settings, depth: int) -> Spent:
@@ -59,11 +88,43 @@ def spent_on(reply: AIMessage, messages: Sequence[BaseMessage], settings: Settin
     return Spent(models.name_of(settings.model(depth)), depth, usage["input_tokens"], usage["output_tokens"], dollars)
 
 
-def most_of(tree: Tree, settings: Settings, depth: int, texts: Sequence[str]) -> Amount:
-    """What a call with these messages can come to at most."""
+def need_of(tree: Tree, settings: Settings, depth: int, texts: Sequence[str]) -> Amount:
+    """What there has to be room for so that a call with these messages starts."""
+    return _sizes(tree, settings, depth, texts)[-1][1]
+
+
+def _sizes(tree: Tree, settings: Settings, depth: int, texts: Sequence[str]) -> list[tuple[int, Amount]]:
+    """Tokens that a reply may have, and what the call then comes to at most; the largest first."""
     if not _bounded(tree):
-        return NOTHING
-    return _amount(settings, depth, _prompt(texts), models.longest_reply(settings.model(depth)))
+        return [(0, NOTHING)]
+    most, least = _reply_at_most(tree, settings, depth), _reply_at_least(tree, settings, depth)
+    replies = [most]
+    while replies[-1] > least:
+        replies.append(max(least, replies[-1] * 3 // 4))
+    read = _prompt(texts)
+    return [(reply, _amount(settings, depth, read, reply)) for reply in replies]
+
+
+def _reply_at_most(tree: Tree, settings: Settings, depth: int) -> int:
+    """Tokens of a reply where there is room: what is usual, what came before, or what there is plenty of room for."""
+    model, left = settings.model(depth), tree.ledger.left(held=False)
+    room = [left.tokens] if left.tokens is not None else []
+    cost = settings.cost(depth)
+    if left.cost is not None and cost is not None and (price := cost(_usage(0, 1_000_000))) > 0:
+        room.append(int(left.cost / price * 1_000_000))
+    parts = max(_PARTS, 1 if depth == 0 else settings.limits.max_concurrency)
+    ample = min(room, default=0) // parts
+    return max(models.longest_reply(model, ample), tree.ledger.replied(models.name_of(model)).longest)
+
+
+def _reply_at_least(tree: Tree, settings: Settings, depth: int) -> int:
+    """Tokens of a reply without which a call is not worth to be made."""
+    model = settings.model(depth)
+    replied, most = tree.ledger.replied(models.name_of(model)), _reply_at_most(tree, settings, depth)
+    if models.maximum_set(model) is not None and not models.can_be_told(model):
+        return most
+    known = replied.longest * 3 // 2
+    return min(most, max(known, _SHORTEST if replied.count >= _KNOWN else _SHORT))
 
 
 def least_of(tree: Tree, settings: Settings, depth: int, prompts: Sequence[str]) -> Amount:

@@ -90,23 +90,29 @@ class Tree:
             yield self._threads
 
     @asynccontextmanager
-    async def room(self, id: str, most: Amount, keep: Amount | None = None) -> AsyncIterator[None]:
+    async def room(
+        self, id: str, most: Amount, keep: Amount | None = None, less: Sequence[Amount] = ()
+    ) -> AsyncIterator[Amount]:
         """Holds room in the ledger for a model call, which has to be settled afterwards; waits where it may come.
 
         Args:
             id: The call's id, or the root turn's.
             most: What it can come to.
             keep: See `Ledger.hold`.
+            less: The same.
+
+        Yields:
+            What it holds: `most`, or one of `less`.
 
         Raises:
             NoRoom: A limit does not allow the call.
         """
         try:
-            while (verdict := self.ledger.hold(id, most, keep)) == "later":  # noqa: ASYNC110
+            while (verdict := self.ledger.hold(id, most, keep, less)) == "later":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_SECONDS)  # what gives room back may run on another loop
             if verdict != "held":
                 raise NoRoom(verdict)
-            yield
+            yield self.ledger.held(id)
         except BaseException:
             self.ledger.release(id)
             raise
@@ -163,16 +169,17 @@ class Tree:
         entries = {id: {**self._entry(reply, None, said.get(id)), "joined": True} for id, reply in replies.items()}
         await self.store.amset([(self._reply_key(id), _dump(entry)) for id, entry in entries.items()])
 
-    async def turn(self, id: str) -> AIMessage | None:
-        """A root turn's reply, where it is on record."""
+    async def turn(self, id: str) -> tuple[AIMessage, str] | None:
+        """A root turn's reply, where it is on record, and what the host had said before it."""
         [data] = await self.store.amget([f"run/{self.run}/turn/{id}"])
         if data is None:
             return None
         entry = json.loads(data)
         self.ledger.turn(id, Spent(**entry["spent"]))
-        return AIMessage(content=entry["text"], id=entry.get("id"), response_metadata=entry["metadata"])
+        reply = AIMessage(content=entry["text"], id=entry.get("id"), response_metadata=entry["metadata"])
+        return reply, entry["note"]
 
-    async def record_turn(self, id: str, reply: AIMessage, spent: Spent) -> None:
+    async def record_turn(self, id: str, reply: AIMessage, spent: Spent, note: str = "") -> None:
         """Keeps a root turn's reply before it is used."""
         metadata = _named(reply.response_metadata)
         entry = {
@@ -180,6 +187,7 @@ class Tree:
             "id": reply.id,
             "text": reply.text,
             "metadata": metadata,
+            "note": note,
             "spent": asdict(spent),
             "seconds": self.ledger.seconds(),
         }

@@ -18,6 +18,33 @@ class Spent:
     cost: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Tokens, input and output together, and US dollars."""
+
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.tokens + other.tokens, self.cost + other.cost)
+
+
+NOTHING = Amount()
+
+
+def amount_of(spent: Spent) -> Amount:
+    """What counts against the limits of one model call."""
+    return Amount(spent.input_tokens + spent.output_tokens, spent.cost or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """How many replies a model has given, and the tokens of its longest one."""
+
+    count: int = 0
+    longest: int = 0
+
+
 def total_cost(costs: Iterable[float | None]) -> float | None:
     """US dollars in all; None where one cost is not known."""
     total = 0.0

@@ -115,16 +115,35 @@ def test_what_came_counts_also_where_it_is_more_than_was_held() -> None:
     ledger = Ledger(Limits(max_tokens=100))
     ledger.hold("a", Amount(50))
     ledger.settle("a", spent(400))
-    assert (ledger.usage()["input_tokens"], ledger.hold("b", Amount(1))) == (400, "max_tokens")
+    assert (ledger.usage()["input_tokens"], ledger.limit_reached()) == (400, "max_tokens")
+    assert ledger.hold("b", Amount(1)) == "max_tokens"
 
 
 def test_calls_leave_room_for_the_top_s_next_turn() -> None:
     ledger = Ledger(Limits(max_tokens=1_000))
-    assert ledger.hold("turn", Amount(200), Amount(300)) == "held"
+    assert ledger.hold("turn", Amount(200), Amount(200)) == "held"
     ledger.turn("turn", spent(100, depth=0))
-    assert ledger.left().tokens == 600
-    assert ledger.hold("call", Amount(601)) == "max_tokens"
+    assert ledger.left().tokens == 700
+    assert ledger.hold("call", Amount(701)) == "max_tokens"
     assert ledger.hold("next turn", Amount(900), Amount(0)) == "held"
+
+
+def test_they_leave_no_more_than_a_quarter_of_the_limit() -> None:
+    ledger = Ledger(Limits(max_tokens=1_000, max_cost=1.0))
+    ledger.hold("turn", Amount(100, 0.1), Amount(9_000, 9.0))
+    ledger.release("turn")
+    assert (ledger.left().tokens, ledger.left().cost) == (750, 0.75)
+
+
+def test_a_call_makes_do_with_less_where_the_most_that_it_can_come_to_no_longer_fits() -> None:
+    ledger = Ledger(Limits(max_tokens=100))
+    sizes: Any = {"most": Amount(80), "less": [Amount(60), Amount(40)]}
+    assert ledger.hold("a", **sizes) == "held"
+    ledger.settle("a", spent(50))
+    assert ledger.hold("b", **sizes) == "held"
+    assert ledger.held("b") == Amount(40)
+    ledger.settle("b", spent(40))
+    assert ledger.hold("c", **sizes) == "max_tokens"
 
 
 def test_prompts_that_do_not_fit_are_refused_before_any_of_them_is_sent() -> None:

@@ -57,6 +57,46 @@ async def test_max_calls_counts_the_calls_of_nested_runs_as_well(scene: Any) -> 
     assert out["stop_reason"] == "max_calls"
 
 
+MANY = """```repl chunk
+from concurrent.futures import ThreadPoolExecutor
+def one(n):
+    try:
+        return len(llm_query(f"p{n}"))
+    except Exception as error:
+        return type(error).__name__
+with ThreadPoolExecutor(16) as threads:
+    got = list(threads.map(one, range(30)))
+```
+"""
+
+
+def total(out: dict[str, Any]) -> int:
+    return int(out["usage"]["input_tokens"] + out["usage"]["output_tokens"])
+
+
+async def test_a_model_without_a_maximum_is_told_one_so_that_long_replies_do_not_exceed_the_tokens(scene: Any) -> None:
+    def long(request: Request) -> Answer:
+        wanted, allowed = 12_000, request.body["max_completion_tokens"]
+        return Answer("four" * min(wanted, allowed), finish_reason="length" if wanted > allowed else "stop")
+
+    out, s = await run(scene, scripted(MANY + COMPOSE), long, max_tokens=30_000)
+    assert 20_000 < total(out) <= 30_000
+    assert out["stop_reason"] == "max_tokens"
+    assert s.server.asked("sub") < 30
+
+
+async def test_a_server_that_heeds_no_maximum_ends_the_run_with_the_limit_that_it_exceeded(scene: Any) -> None:
+    out, _ = await run(scene, scripted(MANY + COMPOSE), lambda r: "four" * 12_000, max_tokens=30_000)
+    assert total(out) > 30_000
+    assert out["stop_reason"] == "max_tokens"
+
+
+async def test_a_small_budget_of_tokens_is_used_by_short_calls(scene: Any) -> None:
+    out, s = await run(scene, scripted(MANY, COMPOSE), lambda r: "four" * 60, max_tokens=12_000)
+    assert (s.server.asked("sub"), out["usage"]["refused"], out["stop_reason"]) == (30, 0, "answered")
+    assert total(out) <= 12_000
+
+
 async def test_max_turns_ends_with_what_the_root_has_drafted(scene: Any) -> None:
     root = scripted(*["```repl probe\nanswer['content'] = 'a draft'\nprint('more')\n```"] * 5)
     out, s = await run(scene, root, max_turns=3)

@@ -6,7 +6,9 @@ import socket
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
@@ -78,3 +80,14 @@ def test_the_longest_reply_is_the_maximum_that_was_set_else_a_usual_one() -> Non
     assert models.longest_reply(openai("gpt-5-mini").bind(max_tokens=50)) == 50
     assert models.longest_reply(openai("gpt-5-mini")) == models.USUAL_REPLY
     assert models.longest_reply(openai("gpt-5-mini", max_tokens=128_000)) == models.USUAL_REPLY  # the provider's own
+    assert models.longest_reply(openai("gpt-5-mini"), ample=20_000) == 20_000
+    assert models.longest_reply(openai("a-model-of-my-own"), ample=20_000) == models.USUAL_REPLY
+
+
+def test_only_a_model_that_has_the_parameter_is_told_how_long_its_reply_may_be() -> None:
+    told = models.at_most(openai("gpt-5-mini"), 70)
+    assert getattr(told, "kwargs", None) == {"max_tokens": 70}
+    for model in (OfflineReader(), RunnableLambda(lambda _: AIMessage("ok")), openai("gpt-5-mini").bind(stop=["x"])):
+        assert models.at_most(model, None) is model
+    for model in (OfflineReader(), RunnableLambda(lambda _: AIMessage("ok"))):
+        assert models.at_most(model, 70) is model

@@ -35,10 +35,10 @@ def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableCon
         messages = [HumanMessage(prompt_of(asked))]
         form = checks.form_of(checks.read_ask(asked["context"]))
         try:
-            async with paid.place(tree, settings, depth + 1, asked["id"], messages) as threads:
-                message, text = await tree.in_time(
-                    models.ask_structured(model, messages, form, shown, threads, settings.limits.max_retries)
-                )
+            async with paid.place(tree, settings, depth + 1, asked["id"], messages) as place:
+                tries = settings.limits.max_retries
+                asking = models.ask_structured(model, messages, form, shown, place.threads, tries, place.reply)
+                message, text = await tree.in_time(asking)
         except (GraphBubbleUp, NoRoom):
             raise
         except Exception as error:

@@ -115,7 +115,7 @@ async def _direct(
     wrong = ""
     for _ in range(settings.limits.max_errors):
         id = turn_id(settings, depth, state["run"], messages)
-        message = await root_reply(tree, settings, depth, state["run"], id, messages, config)
+        message, _ = await root_reply(tree, settings, depth, state["run"], id, messages, config)
         reply = reply_of(message, models.name_of(settings.model(depth)))
         if reply.error is not None and not message.text.strip():
             raise ModelError(reply.message)

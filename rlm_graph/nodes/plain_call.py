@@ -48,7 +48,7 @@ def plain_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfi
         except GraphBubbleUp:
             raise
         except NoRoom as no_room:
-            return without_room(no_room, tree, paid.most_of(tree, settings, depth + 1, [prompt])), None
+            return without_room(no_room, tree, paid.need_of(tree, settings, depth + 1, [prompt])), None
         except Exception as error:
             told = prompts.MODEL_FAILED.format(model=name, error=f"{type(error).__name__}: {models.first_line(error)}")
             return Reply(error="SubCallError", message=told), None

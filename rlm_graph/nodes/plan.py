@@ -41,7 +41,9 @@ def plan(settings: Settings, depth: int) -> Node:
         messages = turn_messages(state, settings, depth, turns, note)
         async with working_on(state["run"]):
             try:
-                reply = await root_reply(tree, settings, depth, state["run"], id, messages, models.unheard(config))
+                unheard = models.unheard(config)
+                # A turn on record brings the note that it was told, so that the turns after it are found as well.
+                reply, note = await root_reply(tree, settings, depth, state["run"], id, messages, unheard, note)
             except NoRoom as no_room:
                 return {"over": no_room.limit, "limit": no_room.limit}
             parsed = cells_of(reply.text, state["phase"])
@@ -85,9 +87,18 @@ def turn_id(settings: Settings, depth: int, run: str, messages: list[BaseMessage
 
 
 async def root_reply(
-    tree: Tree, settings: Settings, depth: int, run: str, id: str, messages: list[BaseMessage], config: RunnableConfig
-) -> AIMessage:
+    tree: Tree,
+    settings: Settings,
+    depth: int,
+    run: str,
+    id: str,
+    messages: list[BaseMessage],
+    config: RunnableConfig,
+    note: str = "",
+) -> tuple[AIMessage, str]:
     """The root's reply to these messages: the one on record under the turn's id, else a new one, kept before its use.
+
+    With it comes the note that it was told: of what is left, which may differ when a turn is taken again.
 
     Raises:
         ModelError: The model could not be called.
@@ -105,8 +116,8 @@ async def root_reply(
         name = models.name_of(settings.model(depth))
         raise ModelError(f"the root model {name!r} failed: {models.first_line(error)}") from error
     await say(tree, said.turn(run, depth, id, reply.text, spent, time.monotonic() - began))
-    await tree.record_turn(id, reply, spent)
-    return reply
+    await tree.record_turn(id, reply, spent, note)
+    return reply, note
 
 
 def refusal_of(message: AIMessage) -> str:
