@@ -204,7 +204,7 @@ def _check(
         return Checked("failed", answer, confidence=confidence, why=fault)
     given = rows[0].get("quotes")
     quotes = [q for q in given if isinstance(q, str)] if isinstance(given, list) else []
-    spans, invented = _spans(quotes[:_KEPT_QUOTES], ask.texts[id])
+    spans, short, invented = _spans(quotes[:_KEPT_QUOTES], ask.texts[id], answer)
     status: Status = "empty" if answer in ("", [], {}) else "found"
     why = _doubt(confidence, verify)
     if verify == "off":
@@ -212,7 +212,7 @@ def _check(
     elif invented:
         why = asks.NOT_IN_TEXT.format(quote=invented[0][:200])
     elif ask.quotes and status == "found" and not spans:
-        why = asks.NO_QUOTE
+        why = asks.TOO_SHORT.format(quote=short[0]) if short else asks.NO_QUOTE
     return Checked(status, answer, spans, confidence, why)
 
 
@@ -227,16 +227,36 @@ def _fault(answer: Any, check: jsonschema_rs.Validator | None) -> str:
     return asks.NOT_THE_SCHEMA.format(place=place, error=error.message[:_REASON_CHARS])
 
 
-def _spans(quotes: Sequence[str], text: str) -> tuple[tuple[tuple[int, int], ...], list[str]]:
-    """Where the quotes stand, each place once, and those that do not."""
+def _spans(quotes: Sequence[str], text: str, answer: Any) -> tuple[tuple[tuple[int, int], ...], list[str], list[str]]:
+    """Where the quotes stand, each place once; those too short to show the answer; and those that do not stand."""
     found: dict[tuple[int, int], None] = {}
+    short: list[str] = []
     invented: list[str] = []
+    said = [text, *_said(answer)]
     for quote in quotes:
         places = evidence.places(quote, text)
-        found.update(dict.fromkeys((place.start, place.end) for place in places))
         if not places and quote.strip():
             invented.append(quote)
-    return tuple(found), invented
+        elif evidence.is_short(quote) and not any(_same_words(quote, each) for each in said):
+            short.append(quote)
+        else:
+            found.update(dict.fromkeys((place.start, place.end) for place in places))
+    return tuple(found), short, invented
+
+
+def _said(answer: Any) -> list[str]:
+    """The words and numbers of an answer, as text."""
+    if isinstance(answer, dict | list):
+        return [said for value in (answer.values() if isinstance(answer, dict) else answer) for said in _said(value)]
+    return [answer if isinstance(answer, str) else json.dumps(answer)]
+
+
+def _same_words(short: str, other: str) -> bool:
+    return len(other) < 4 * len(short) + 16 and _words(other) == _words(short)
+
+
+def _words(text: str) -> str:
+    return evidence.folded(text.strip(" .")).text
 
 
 def _confidence(value: Any) -> float | None:

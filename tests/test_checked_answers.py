@@ -109,6 +109,9 @@ async def test_what_still_fails_is_marked_with_the_reason_and_not_dropped(scene:
         ("I cannot say", "failed", "no result that can be read"),
         (results({"id": "1", "answer": "A", "quotes": ["paid by"], "confidence": 0.1}), "found", "confidence of 0.1"),
         (results({"id": "1", "answer": "A"}), "found", "no quote"),
+        (results({"id": "1", "answer": "nobody paid", "quotes": ["was", "a"]}), "found", "does not stand"),
+        (results({"id": "1", "answer": "nobody paid", "quotes": ["was"]}), "found", "too short to show"),
+        (results({"id": "1", "answer": "paid.", "quotes": ["Paid"]}), "found", ""),
         (results({"id": "1", "answer": 5, "quotes": ["paid by"]}), "failed", "no string"),
     ],
 )

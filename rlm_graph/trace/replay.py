@@ -83,9 +83,7 @@ def assert_replays(
         raise AssertionError(f"{path}: {found}")
 
 
-async def replay(
-    trajectory: Trajectory, store: Store | None = None, isolation: Isolation = "auto"
-) -> str | None:
+async def replay(trajectory: Trajectory, store: Store | None = None, isolation: Isolation = "auto") -> str | None:
     """Runs every run of a trajectory again, in the order in which they began.
 
     Returns:
