@@ -159,6 +159,12 @@ CUT_OFF = "cut off: max_seconds is over"
 NESTED_UNWANTED = "the cell ended before the nested RLM had answered"
 
 
+NO_SPACE = (
+    "what the calls of this question carry is as much as may be kept ({most:,} bytes): compose from what you have"
+)
+GIVEN_UP = "its calls were refused over and over, and it went on asking"
+
+
 def over_budget(asked: int, need: Amount, left: Left, limit: Limit) -> str:
     """What a cell hears whose calls do not fit the ledger.
 

@@ -33,6 +33,9 @@ from rlm_graph.trace.said import kept_beside
 INLINE = 4_000
 """Characters up to which a value may stand in the state itself."""
 
+MOST_KEPT = 1_000_000_000
+"""Bytes (in memory) of the prompts and contexts that the calls of one tree may put into the store."""
+
 _LOOK_SECONDS = 0.05
 """How often a call that waits for room in the ledger looks whether there is some."""
 
@@ -75,6 +78,8 @@ class Tree:
         self.log = Log(id, store, lasting=lasting)
         self.lasting = lasting
         self._most_at_once = most_at_once
+        self._kept: set[str] = set()
+        self._kept_bytes = 0
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -241,6 +246,20 @@ class Tree:
         if data is None:
             raise KeyError(key)
         return json.loads(data)
+
+    def has_space(self, weights: Mapping[str, int]) -> bool:
+        """Whether the store may take what these calls carry, in bytes by call id; a call counts once."""
+        with self._lock:
+            return self._kept_bytes + self._new(weights) <= MOST_KEPT
+
+    def take_space(self, weights: Mapping[str, int]) -> None:
+        """Counts what calls carry into the store."""
+        with self._lock:
+            self._kept_bytes += self._new(weights)
+            self._kept.update(weights)
+
+    def _new(self, weights: Mapping[str, int]) -> int:
+        return sum(weight for id, weight in weights.items() if id not in self._kept)
 
     async def grant(self, budget: Budget) -> None:
         """Narrows the limits to what the caller grants, here and in a process that goes on with the run.

@@ -14,11 +14,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from model_server import Answer, Request, scripted
-from rlm_graph import Limits, hold, models
+from rlm_graph import Limits, hold, models, tree
 from rlm_graph.errors import NothingRead
 from rlm_graph.given import Opaque
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.session import close_all
+from rlm_graph.nodes import dispatch
 from rlm_graph.sweep import DAY, sweep
 
 TEXT = "some text to work on. " * 100
@@ -233,6 +234,35 @@ async def test_a_key_that_a_provider_echoes_goes_nowhere(scene: Any) -> None:
     with pytest.raises(NothingRead, match=r"Incorrect API key provided: \[key\]"):
         await s.rlm().ainvoke(GIVEN)
     assert "Incorrect API key provided: [key]" in s.root_prompts()[1]
+
+
+async def test_cells_cannot_fill_the_store_with_what_they_ask(
+    scene: Any, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setattr(tree, "MOST_KEPT", 1_000_000)
+    code = (
+        "got = []\nfor i in range(9):\n"
+        "    try: got.append(rlm_query('q', context=f'{i} ' + 'x' * 300_000))\n"
+        "    except BudgetExceeded as error: got.append(str(error)[:24])\n"
+        "answer['content'] = ' '.join(got)"
+    )
+    s = scene(one_cell(code), deep("answer['content'] = context[0]"))
+    out = await s.rlm(checkpointer=InMemorySaver()).ainvoke(GIVEN, THREAD)
+    assert out["answer"].startswith("0 1 2 what the calls") and out["usage"]["refused"] == 6
+    assert sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) < 1_500_000
+
+
+@pytest.mark.parametrize("code", ["llm_query(f'p{n}')", "llm_query_batched([f'p{n}', f'q{n}'])"])
+async def test_a_cell_that_goes_on_asking_for_what_it_cannot_have_is_ended(
+    scene: Any, monkeypatch: pytest.MonkeyPatch, home: Path, code: str
+) -> None:
+    monkeypatch.setattr(dispatch, "MOST_REFUSALS", 30)
+    loop = f"import random\nwhile True:\n    n = random.random()\n    try: {code}\n    except Exception: pass"
+    s = scene(scripted(f"```repl chunk\n{loop}\n```", "```repl compose\nanswer['content'] = 'on'\n```", "FINAL(on)"))
+    out = await s.rlm(limits=Limits(max_calls=2), checkpointer=InMemorySaver()).ainvoke(GIVEN, THREAD)
+    assert out["answer"] == "on"
+    assert "KernelError: its calls were refused over and over" in s.root_prompts()[1]
+    assert len(list(home.rglob("reply/*"))) < 200
 
 
 @pytest.mark.parametrize("begins", ["sk-", "AIza", "gsk_", "hf_", "xai-", "ghp_", "github_pat_", "AKIA"])

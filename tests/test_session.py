@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from rlm_graph.errors import ContextError, KernelError
+from rlm_graph.kernel.inside import frames
 from rlm_graph.kernel.session import KernelOptions, Session, _sessions, start_session
 from rlm_graph.state import Call, Done, Reply, Waiting
 
@@ -599,6 +601,22 @@ async def test_what_a_forged_report_counts_can_be_kept_and_shown(session, forged
     assert orjson.loads(orjson.dumps(report)) == report
     chunks = report["chunks"] or report["candidates"] or {"tokens": [0, 0, 0]}
     assert len(chunks["tokens"]) == 3 and f"{max(chunks['tokens']):,}"
+
+
+@pytest.mark.parametrize("value", ["1,", "[],", '"",'])
+def test_what_unfolds_to_too_many_values_is_refused_before_it_does(monkeypatch, value):
+    monkeypatch.setattr(frames, "_MOST_VALUES", 1_000)
+    long = '{"id": 0, "op": "report", "arg": [' + value * 1_100 + "1]}"
+    part = {"id": 0, "op": "part", "arg": [long, True]}
+    with pytest.raises(frames.Malformed, match="more than 1,000 values"):
+        frames.Joiner().feed(json.dumps(part).encode())
+
+
+def test_the_commas_of_a_text_are_no_values(monkeypatch):
+    monkeypatch.setattr(frames, "_MOST_VALUES", 1_000)
+    message = {"id": 0, "op": "report", "arg": ["a, b, " * 2_000, 'c, \\"d", ' * 9, "e\\"]}
+    part = {"id": 0, "op": "part", "arg": [json.dumps(message), True]}
+    assert frames.Joiner().feed(json.dumps(part).encode()) == message
 
 
 async def test_frames_that_mean_nothing_are_ignored(session):

@@ -133,6 +133,8 @@ class Kernel:
         """Call ids of the running cell, in the order in which they came."""
         self.failed: set[str] = set()
         self.refused: set[str] = set()
+        self.turned_away: Counter[int | str] = Counter()
+        """Calls of the running cell that could not be made at all: how many, by group or call id."""
         self.deferred: set[str] = set()
         """Those of them that only another `dispatch` can let go."""
         self.attempts: dict[str, Attempt] = {}
@@ -168,7 +170,7 @@ class Kernel:
         self.work, self._running, self._question = work, work.cell, work.question
         self.waiting, self.nth, self.asked, self.outcome = {}, {}, [], None
         self.failed, self.refused, self.deferred = set(), set(), set()
-        self.attempts, self.checked = {}, Counter()
+        self.attempts, self.checked, self.turned_away = {}, Counter(), Counter()
         self._payloads.clear()
         facts: dict[str, Any] = {"phase": work.phase, "window": work.window, "reset_answer": fresh}
         facts |= {"tools": list(work.tools), "dialect": work.dialect}

@@ -60,6 +60,8 @@ _places: set[object] = set()
 _starting: dict[str, _Starting] = {}
 _held: Counter[str] = Counter()
 _deaths: Counter[tuple[str, int]] = Counter()
+_given_up: set[tuple[str, int, str | None]] = set()
+"""Cells, by run, number and code, that are not to run again."""
 _lock = threading.Lock()
 _sweeping: asyncio.TimerHandle | None = None
 
@@ -232,6 +234,7 @@ async def close_run(run: str) -> None:
             del _kernels[kernel.key]
         for key in [k for k in _deaths if k[0] == run]:
             del _deaths[key]
+        _given_up.difference_update([cell for cell in _given_up if cell[0] == run])
     for each in starting:
         each.give_up()
         with suppress(KernelError):
@@ -246,6 +249,19 @@ def drop_kernel(kernel: Kernel, *, to_make_room: bool = False) -> None:
     with _lock:
         _kernels.pop(kernel.key, None)
     kernel.session.close_soon()
+
+
+def give_up(kernel: Kernel) -> None:
+    """Ends the cell that a kernel runs, for good, and the kernel with it."""
+    if kernel.work is not None:
+        with _lock:
+            _given_up.add((kernel.run, kernel.work.index, kernel.work.cell))
+    drop_kernel(kernel)
+
+
+def is_given_up(work: Work) -> bool:
+    """Whether the cell that is to run was ended for good."""
+    return (work.run, work.index, work.cell) in _given_up
 
 
 def died(run: str, cell: int) -> int:

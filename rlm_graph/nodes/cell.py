@@ -141,8 +141,10 @@ async def kernel_at_rest(hold: pool.Holding, work: Work, tree: Tree, settings: S
     """The kernel, its cell ended or waiting for calls that are not on record.
 
     Raises:
-        KernelError: It did not start (cause `start`), or the cell ended it.
+        KernelError: It did not start (cause `start`), or the cell ended it, or was ended.
     """
+    if pool.is_given_up(work):
+        raise KernelError(prompts.GIVEN_UP, cause="hang")
 
     async def until_it_waits(kernel: Kernel) -> None:
         await _until_it_waits(kernel, work, tree, settings)

@@ -15,6 +15,7 @@ from rlm_graph import approval, models, paid, prompts
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.intake import weigh
 from rlm_graph.kernel.kernel import Kernel, Siblings
 from rlm_graph.ledger import Amount, Limit, Limits
 from rlm_graph.nodes.cell import Node, kernel_at_rest, work_of, working_on
@@ -22,13 +23,19 @@ from rlm_graph.nodes.verify import in_doubt, settle_on_record
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
-from rlm_graph.tree import NoRoom, Tree, tree_of
+from rlm_graph.tree import MOST_KEPT, NoRoom, Tree, tree_of
 
 BATCH = 100
 """Calls in one `ask` task: a `Send` each would cost milliseconds a call and grow with the square of their number."""
 
 NESTED_AT_ONCE = 200
 """Nested RLMs, and tools that ask a human, in one superstep: a `Send` each."""
+
+MOST_REFUSALS = 1_000
+"""Refusals after which a cell that goes on asking is ended, those of a batch taken for one: each is kept on record."""
+
+MOST_REFUSED = 20_000
+"""The same in calls, where there was more than one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +148,11 @@ def dispatch(settings: Settings, depth: int) -> Node:
 
 
 async def refuse(kernel: Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
-    """Tells the cell, and the record, which of its calls cannot be made; of one asked before, what there is, marked."""
+    """Tells the cell, and the record, which of its calls cannot be made; of one asked before, what there is, marked.
+
+    A cell that goes on and on asking for what it cannot have is ended.
+    """
+    kernel.turned_away.update(kernel.waiting[id].group or id for id in refused if id in kernel.waiting)
     partly = {
         id: in_doubt(kernel.attempts[id]) for id in refused if id in kernel.attempts and kernel.attempts[id].number
     }
@@ -151,6 +162,9 @@ async def refuse(kernel: Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
     if wholly:
         await tree.refuse(wholly)
     kernel.deliver({**partly, **wholly})
+    times, calls = len(kernel.turned_away), kernel.turned_away.total()
+    if times > MOST_REFUSALS or (times > 1 and calls > MOST_REFUSED):
+        pool.give_up(kernel)
 
 
 def reserve(
@@ -167,8 +181,13 @@ def reserve(
         most: See `Ledger.reserve`.
     """
     calls = [kernel.waiting[id] for id in group]
+    weights = {paid_as(kernel, id): weigh(kernel.waiting[id]) for id in group}
+    if not tree.has_space(weights):
+        return _error("BudgetExceeded", prompts.NO_SPACE.format(most=MOST_KEPT))
     need = paid.least_of(tree, settings, depth + 1, [prompt_of(c) for c in calls if c.kind in ("llm", "sub")])
     verdict = tree.ledger.reserve([paid_as(kernel, id) for id in group], most, need)
+    if verdict == "reserved":
+        tree.take_space(weights)
     if verdict == "reserved" or verdict == "unasked":
         return verdict
     return over_budget(tree, len(group), need, verdict)

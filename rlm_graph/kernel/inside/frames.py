@@ -10,12 +10,14 @@ from __future__ import annotations
 from builtins import ValueError, bytes, dict, int, isinstance, len, list, range, str  # noqa: UP029
 from collections.abc import Iterable, Iterator
 from json import dumps, loads
+from re import compile
 from typing import Any
 
 LIMIT = 4_000_000
 JOINED = 256_000_000
-# A list or a string takes 64 bytes and more where JSON takes three: this bounds what a joined message unfolds to.
+# A value takes 32 bytes and more where JSON takes two: this bounds what a joined message unfolds to.
 _MOST_VALUES = 20_000_000
+_IN_QUOTES = compile(r'"(?:[^"\\]++|\\.)*+"')
 # Half of the limit at most: inside a part every quote and backslash is escaped once more.
 _SLICE = 1_900_000
 
@@ -114,12 +116,19 @@ class Joiner:
             return None
         text = "".join(self._parts)
         self._parts, self._size = [], 0
-        if text.count("[") + text.count("{") + text.count('"') // 2 > _MOST_VALUES:
+        if _has_too_many_values(text):
             raise Malformed(f"a message of more than {_MOST_VALUES:,} values")
         message = _read(text)
         if message["op"] == "part":
             raise Malformed("a part inside parts")
         return message
+
+
+def _has_too_many_values(text: str) -> bool:
+    if text.count("[") + text.count("{") + text.count('"') // 2 > _MOST_VALUES:
+        return True
+    # A long text may well have as many commas; only those outside of it part values.
+    return text.count(",") > _MOST_VALUES and _IN_QUOTES.sub("", text).count(",") > _MOST_VALUES
 
 
 def _read(body: bytes | str) -> dict[str, Any]:
