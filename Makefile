@@ -31,6 +31,7 @@ check: lint
 bench: .venv/bench
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/start.py $(if $(findstring --quick,$(ARGS)),--quick)
+	$(BIN)/python benchmarks/page.py
 
 # Draws the graph into README.md.
 picture: .venv/dev

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,40 @@ def cited(run: Trajectory) -> None:
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+@contextmanager
+def browser() -> Iterator[Any]:
+    """Chromium without a window.
+
+    Raises:
+        FileNotFoundError: It is not installed.
+    """
+    from selenium import webdriver
+
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (binary and driver):
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium chromium-driver)")
+        raise FileNotFoundError("no Chromium is installed (Debian: apt-get install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     quiet = ("disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
     for argument in ("headless=new", "window-size=1200,1600", *quiet, *(["no-sandbox"] if os.geteuid() == 0 else [])):
         options.add_argument(f"--{argument}")
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield started
+    finally:
+        started.quit()
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(browser())
+        except FileNotFoundError as missing:
+            pytest.skip(str(missing))
+        yield started
 
 
 @pytest.fixture
