@@ -8,12 +8,13 @@ import sys
 from ast import literal_eval
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from rlm_graph import Limits, create_rlm
+from rlm_graph import Limits, build_rlm, create_rlm
 from rlm_graph.cli import DEFAULT_MODEL
 from rlm_graph.graph import Graph
 from rlm_graph.kernel.inside.toolkit import Toolkit
@@ -113,6 +114,12 @@ def test_every_limit_is_named_with_its_default() -> None:
         assert literal_eval(told[limit.name]) == limit.default, limit.name
 
 
+@pytest.mark.parametrize("made_by", [create_rlm, build_rlm])
+def test_every_parameter_is_named(made_by: Any) -> None:
+    told = " ".join(rows(section("Parameters")))
+    assert [name for name in signature(made_by).parameters if name != "model" and f"`{name}`" not in told] == []
+
+
 def test_every_isolation_is_named() -> None:
     assert set(rows(section("Isolation"))) >= {f'`"{name}"`' for name in get_args(Isolation)}
 
@@ -132,7 +139,7 @@ def test_every_node_is_explained() -> None:
 
 
 def test_every_event_is_explained_with_fields_that_it_has() -> None:
-    told = rows(section("See a run"))
+    told = rows(section("Events"))
     assert {row.strip("`") for row in told} - {"event", "---"} == {kind_of(event) for event in get_args(events.Event)}
     for event in get_args(events.Event):
         fields = re.findall(r"`(\w+)`", told[f"`{kind_of(event)}`"][1])
