@@ -100,6 +100,17 @@ async def test_a_fork_after_filter_goes_another_way_and_leaves_the_first_branch_
     assert s.server.asked("sub") == 20
 
 
+async def test_a_fork_from_any_checkpoint_takes_no_turn_again(scene: Any) -> None:
+    s = scene(ROOT, echo)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD)
+    history = [h async for h in rlm.aget_state_history(THREAD) if h.next and h.values.get("run")]
+    for state in history:
+        again = await rlm.ainvoke(None, state.config)
+        assert again["answer"] == "20 <0 ITEM>"
+    assert (s.server.asked("root"), s.server.asked("sub")) == (3, 20)
+
+
 async def test_a_replay_that_prints_something_else_is_told_to_the_root_and_to_the_caller(scene: Any) -> None:
     root = scripted(
         "```repl probe\nimport time\nstamp = time.perf_counter_ns()\nprint(stamp)\n```",
