@@ -13,7 +13,7 @@ from rlm_graph.limits import Limit as Limit
 from rlm_graph.limits import Limits as Limits
 from rlm_graph.usage import NOTHING as NOTHING
 from rlm_graph.usage import Amount as Amount
-from rlm_graph.usage import Replied, amount_of, grouped, total_cost
+from rlm_graph.usage import Replied, Sum, amount_of, grouped, total_cost
 from rlm_graph.usage import Spent as Spent
 
 
@@ -69,7 +69,9 @@ class Ledger:
         self._failed: set[str] = set()
         self._refused: set[str] = set()
         self._turns: set[str] = set()
-        self._spent: dict[str, Spent] = {}
+        self._spent: set[str] = set()
+        self._sums: dict[tuple[str, int], Sum] = {}
+        """What was spent, by model and depth: whoever watches asks often, and the calls may be tens of thousands."""
         self._replied: dict[str, Replied] = {}
         self._total = NOTHING
         self._held: dict[str, Amount] = {}
@@ -243,10 +245,6 @@ class Ledger:
         with self._lock:
             return self._left(held=held)
 
-    def calls_left(self) -> int:
-        """Calls that still fit."""
-        return self.left().calls
-
     def limit_reached(self) -> Limit | None:
         """The limit that has cost this tree calls, unless it then made do with fewer."""
         with self._lock:
@@ -282,23 +280,24 @@ class Ledger:
     def usage(self) -> dict[str, Any]:
         """The tree's totals."""
         with self._lock:
-            spent, remote = list(self._spent.values()), list(self._remote.values())
+            spent, remote = self._sums.items(), list(self._remote.values())
+            sums = [each for _, each in spent]
             totals = {
                 "turns": len(self._turns),
                 "calls": len(self._reserved),
                 "failed": len(self._failed),
                 "refused": len(self._refused),
-                "input_tokens": sum(s.input_tokens for s in spent),
-                "output_tokens": sum(s.output_tokens for s in spent),
+                "input_tokens": sum(s.input_tokens for s in sums),
+                "output_tokens": sum(s.output_tokens for s in sums),
             }
             for name in totals:
                 totals[name] += sum(usage[name] for usage in remote)
             return {
                 **totals,
-                "cost": total_cost([s.cost for s in spent] + [usage.get("cost") for usage in remote]),
+                "cost": total_cost([s.cost for s in sums] + [usage.get("cost") for usage in remote]),
                 "seconds": round(self._elapsed(), 3),
-                "by_model": grouped([(s.model, s) for s in spent], [u["by_model"] for u in remote]),
-                "by_depth": grouped([(str(s.depth), s) for s in spent], [u["by_depth"] for u in remote]),
+                "by_model": grouped([(model, s) for (model, _), s in spent], [u["by_model"] for u in remote]),
+                "by_depth": grouped([(str(depth), s) for (_, depth), s in spent], [u["by_depth"] for u in remote]),
             }
 
     def _calls(self) -> int:
@@ -325,7 +324,8 @@ class Ledger:
         self._held.pop(id, None)
         self._lent.pop(id, None)
         if spent is not None and id not in self._spent:
-            self._spent[id] = spent
+            self._spent.add(id)
+            self._sums.setdefault((spent.model, spent.depth), Sum()).add(spent)
             before = self._replied.get(spent.model, Replied())
             self._replied[spent.model] = Replied(before.count + 1, max(before.longest, spent.output_tokens))
             self._add(amount_of(spent))

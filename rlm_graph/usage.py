@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -55,17 +55,32 @@ def total_cost(costs: Iterable[float | None]) -> float | None:
     return round(total, 9)
 
 
-def grouped(spent: Iterable[tuple[str, Spent]], remote: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+@dataclass(slots=True)
+class Sum:
+    """What many model calls came to. `cost` is in US dollars, None once the cost of one of them is not known."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = 0.0
+
+    def add(self, spent: Spent) -> None:
+        self.calls += 1
+        self.input_tokens += spent.input_tokens
+        self.output_tokens += spent.output_tokens
+        self.cost = None if self.cost is None or spent.cost is None else self.cost + spent.cost
+
+
+def grouped(sums: Iterable[tuple[str, Sum]], remote: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Calls, tokens and cost by name.
 
     Args:
-        spent: What single calls came to, with the name that each counts for.
+        sums: What calls came to, with the name that they count for.
         remote: Such groups of runs elsewhere.
     """
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for name, s in spent:
-        one = {"calls": 1, "input_tokens": s.input_tokens, "output_tokens": s.output_tokens, "cost": s.cost}
-        parts.setdefault(name, []).append(one)
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for name, each in sums:
+        parts.setdefault(name, []).append(asdict(each))
     for groups in remote:
         for name, group in groups.items():
             parts.setdefault(name, []).append(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,19 +21,22 @@ import oolong_tasks as tasks
         pytest.param(131_000, True, 11, marks=pytest.mark.slow),
         pytest.param(131_000, False, 3_180, marks=pytest.mark.slow),
         pytest.param(1_000_000, True, 82, marks=pytest.mark.slow),
+        pytest.param(1_000_000, False, 24_348, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
 )
 async def test_with_true_labels_every_answer_is_right(tokens: int, packed: bool, calls: int) -> None:
-    """At a million tokens one record a call is the benchmark's: `python benchmarks/oolong.py --one-a-call`."""
     outcome = await oolong.ask(tokens, packed=packed)
     assert (outcome.score, outcome.pairs, outcome.whole, outcome.calls) == (1.0, 1.0, True, calls)
     assert tokens < 100_000 or outcome.pairs_longest > 20_000
+    assert not oolong.is_lost(outcome, wrong=0)
 
 
 async def test_with_wrong_labels_the_score_is_what_they_give() -> None:
     outcome = await oolong.ask(32_000, packed=True, wrong=0.05)
     assert outcome.score == outcome.expected < 1
     assert outcome.pairs == outcome.pairs_expected < 1 and outcome.whole
+    assert not oolong.is_lost(outcome, wrong=0.05) and oolong.is_lost(outcome, wrong=0)
+    assert oolong.is_lost(replace(outcome, score=outcome.score + 0.01), wrong=0.05)
 
 
 @pytest.mark.parametrize(

@@ -44,33 +44,29 @@ def verify(settings: Settings) -> Node:
 
 async def settle_on_record(kernel: Kernel, tree: Tree, settings: Settings) -> None:
     """Gives the cell what stands of its structured asks, and notes in `kernel.attempts` what is to be asked next."""
-    waiting = {id: call for id, call in kernel.waiting.items() if call.kind == "sub"}
+    held = {id: attempt for id, attempt in kernel.attempts.items() if id in kernel.waiting}
+    answered = await tree.replies([attempt.id for attempt in held.values()]) if held else {}
+    # Of tens of thousands that wait, each wave answers some: the others are where they were.
+    still = {id: attempt for id, attempt in held.items() if attempt.id not in answered}
+    moved = {id: call for id, call in kernel.waiting.items() if call.kind == "sub" and id not in still}
     allowed = checks.attempts_allowed(settings.verify, settings.limits.max_retries)
-    ids = [checks.attempt_id(id, n) for id in waiting for n in range(allowed)] if waiting else []
+    ids = [checks.attempt_id(id, n) for id in moved for n in range(allowed)]
     known = await tree.replies(ids) if ids else {}
-    decided = await asyncio.to_thread(_decided, waiting, kernel.attempts, known, allowed, settings.verify)
-    kernel.attempts = {id: next for id, next in decided.items() if isinstance(next, Attempt)}
+    decided = await asyncio.to_thread(_decided, moved, known, allowed, settings.verify)
+    kernel.attempts = still | {id: next for id, next in decided.items() if isinstance(next, Attempt)}
     ended = {id: reply for id, reply in decided.items() if isinstance(reply, Reply)}
     await tree.join(ended)
     kernel.deliver(ended)
 
 
 def _decided(
-    waiting: dict[str, Call],
-    before: dict[str, Attempt],
-    known: dict[str, Reply],
-    allowed: int,
-    verify: checks.Verify,
+    moved: dict[str, Call], known: dict[str, Reply], allowed: int, verify: checks.Verify
 ) -> dict[str, Reply | Attempt]:
     decided: dict[str, Reply | Attempt] = {}
-    for id, call in waiting.items():
+    for id, call in moved.items():
         replies: list[Reply] = []
         while (reply := known.get(checks.attempt_id(id, len(replies)))) is not None and len(replies) < allowed:
             replies.append(reply)
-        # Of tens of thousands that wait, each wave answers some: the others are where they were.
-        if (held := before.get(id)) is not None and held.number == len(replies):
-            decided[id] = held
-            continue
         try:
             decided[id] = next_of(id, call, replies, allowed, verify)
         except ValueError as error:
