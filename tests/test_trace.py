@@ -278,6 +278,29 @@ def test_a_file_that_is_no_trajectory_is_not_written_over(scene: Any, tmp_path: 
     assert files[0].read_text() == ""
 
 
+@pytest.mark.parametrize(
+    ("event", "change", "told"),
+    [
+        ("trace", {"version": "1"}, "first line .*version: "),
+        ("run", {"question": 5}, "line 2 .*question: "),
+        ("run", {"sources": []}, "line 2 .*sources: "),
+        ("run", {"at": "x"}, "line 2 .*at: "),
+        ("run", {"at": float("nan")}, "line 2 .*at: "),
+        ("answer", {"citations": [1]}, "citations"),
+        ("turn", {"reply": None}, "reply"),
+        ("run", {"event": "none"}, "line 2 "),
+    ],
+)
+def test_a_line_of_another_form_is_told(tmp_path: Path, event: str, change: dict[str, Any], told: str) -> None:
+    path = tmp_path / "run.jsonl"
+    with tracing(path):
+        create_rlm(OfflineRoot(), OfflineReader()).invoke({"question": "Which text?", "context": TEXT})
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**e, **(change if e["event"] == event else {})}) + "\n" for e in entries))
+    with pytest.raises(TraceError, match=told):
+        read_trace(path)
+
+
 @pytest.mark.slow
 def test_a_killed_run_leaves_a_trajectory_that_can_be_read_and_replayed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RLM_GRAPH_TRACE", str(tmp_path / "traces"))

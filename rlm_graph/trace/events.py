@@ -9,8 +9,10 @@ that they cannot say what the journal does not. After a resume the same may be s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NotRequired, cast
+from functools import cache
+from typing import Annotated, Any, Literal, NotRequired, cast
 
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from rlm_graph import models
@@ -40,7 +42,7 @@ class Text(TypedDict):
 class Said(TypedDict):
     """What every event says. In the stream it also has `namespace`: LangGraph's, of that graph; a fork has others."""
 
-    at: float
+    at: Annotated[float, Field(allow_inf_nan=False)]
     """Seconds since the epoch."""
     run: str
     """Which RLM it is about: its run id, which for a nested one is the id of the call that made it."""
@@ -65,7 +67,7 @@ class Run(Said):
     number: int
     """Which of the thread's questions it is, from 0."""
     question: str
-    sources: list[dict[str, Any]]
+    sources: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """The thread's contexts by reference (see `state.Source`), the present one last; in the stream that one alone."""
     models: list[str]
     """In a file alone, as what follows. Names: the root's, then one for each depth; the last serves all deeper ones."""
@@ -188,6 +190,15 @@ class LimitReached(Said):
     limit: str
 
 
+class Cited(TypedDict):
+    """A citation of an answer's (see `Output.citations`)."""
+
+    source: str | int
+    start: int
+    end: int
+    quote: str
+
+
 class Answer(Said):
     """The run has ended."""
 
@@ -197,7 +208,7 @@ class Answer(Said):
     usage: dict[str, Any]
     """Of the whole tree so far."""
     warnings: list[str]
-    citations: NotRequired[list[Any]]
+    citations: NotRequired[list[Cited]]
     coverage: NotRequired[dict[str, Any] | None]
     structured_response: NotRequired[Any]
 
@@ -238,6 +249,22 @@ class Made(AtCell):
     prompt: Text
     context: NotRequired[Text]
     asked: float
+
+
+@cache
+def form() -> TypeAdapter[Header | Entry]:
+    """The form of one line of a trajectory file."""
+    return TypeAdapter(Annotated[Header | Entry, Field(discriminator="event")])
+
+
+def fault(line: Any) -> str | None:
+    """What is wrong with the value of a line, in words; None where it has the form."""
+    try:
+        form().validate_python(line, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return None
 
 
 def whole(text: str) -> Text:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter
-
-from rlm_graph.trace.events import Entry, Header
+from rlm_graph.trace.events import form
 from rlm_graph.trace.recording import VERSION
 
 PUBLISHED = Path(__file__).with_name("trace.schema.json")
@@ -20,11 +18,10 @@ PUBLISHED = Path(__file__).with_name("trace.schema.json")
 
 def schema() -> dict[str, Any]:
     """The schema, of one line."""
-    line: TypeAdapter[Any] = TypeAdapter(Annotated[Header | Entry, Field(discriminator="event")])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"A line of a trajectory file of rlm-graph, version {VERSION}",
-        **line.json_schema(),
+        **form().json_schema(),
     }
 
 

@@ -26,6 +26,7 @@ from rlm_graph.trace.events import (
     Output,
     Run,
     Turn,
+    fault,
     full,
 )
 
@@ -219,17 +220,20 @@ def _lines(path: Path) -> tuple[Header, list[Entry]]:
         lines = list(file)
     if not lines or not isinstance(first := _parsed(lines[0]), dict) or first.get("event") != "trace":
         raise TraceError(f"{path}: not a trajectory of rlm-graph's")
-    if first["version"] > recording.VERSION:
+    if type(version := first.get("version")) is int and version > recording.VERSION:
         raise TraceError(
-            f"{path}: written by {first['by']}, in version {first['version']} of the schema; this one knows "
+            f"{path}: written by {str(first.get('by'))[:60]}, in version {version} of the schema; this one knows "
             f"{recording.VERSION}: pip install --upgrade rlm-graph"
         )
+    if told := fault(first):
+        raise TraceError(f"{path}: its first line is none of a trajectory: {told}")
     entries: list[Entry] = []
     for number, line in enumerate(lines[1:], start=2):
-        if isinstance(entry := _parsed(line), dict) and "event" in entry:
-            entries.append(cast(Entry, entry))
-        elif number < len(lines):
-            raise TraceError(f"{path}: line {number} is no entry of a trajectory")
+        if (entry := _parsed(line)) is None and number == len(lines):
+            break
+        if told := fault(entry):
+            raise TraceError(f"{path}: line {number} is no entry of a trajectory: {told}")
+        entries.append(cast(Entry, entry))
     return cast(Header, first), entries
 
 
@@ -237,5 +241,5 @@ def _parsed(line: str) -> Any:
     """The value of a line; None where it is cut off, as the last of a killed process may be."""
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
