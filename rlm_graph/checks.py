@@ -8,15 +8,18 @@ record are enough, also in another process.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 import json_repair
 import jsonschema_rs
 
-from rlm_graph import asks, evidence, models
+from rlm_graph import asks, evidence
 from rlm_graph.identity import content_hash
+from rlm_graph.schemas import DEEPEST, extent, takes_too_long, validator
 from rlm_graph.state import Reply
 
 CONFIDENT = 0.5
@@ -24,6 +27,7 @@ CONFIDENT = 0.5
 REFUSED = "Refused"
 """The error of an attempt that the model refused."""
 _KEPT_QUOTES = 20
+_ILL_OPENED, _ILL_OPENINGS = re.compile(r"\{\s*[{\[\]]|\[\s*\}"), 20
 _REASON_CHARS = 300
 
 Verify = Literal["evidence", "twice", "off"]
@@ -84,24 +88,6 @@ def read_ask(context: Any) -> Ask:
     return Ask(texts, schema, quotes is True)
 
 
-def validator(schema: Any) -> jsonschema_rs.Validator:
-    """A validator that reads nothing from elsewhere and whose patterns take linear time: the schema may be hostile.
-
-    Raises:
-        ValueError: It is no JSON schema.
-    """
-    try:
-        return jsonschema_rs.validator_for(
-            schema, retriever=_nothing_elsewhere, pattern_options=jsonschema_rs.RegexOptions()
-        )
-    except Exception as error:
-        raise ValueError(f"not a JSON schema: {models.first_line(error)}") from error
-
-
-def _nothing_elsewhere(uri: str) -> Any:
-    raise ValueError(f"a reference to {uri[:100]}: only references inside the schema are followed")
-
-
 def attempt_id(call: str, attempt: int) -> str:
     """The durable name of an attempt at a structured ask."""
     return content_hash([call, "attempt", attempt])
@@ -136,16 +122,26 @@ def read_results(text: str) -> list[dict[str, Any]]:
     try:
         value = json.loads(text)
     except ValueError:
-        try:
-            value = json_repair.loads(text)
-        except (ValueError, RecursionError):
-            return []
+        value = repaired(text)
     except RecursionError:
         return []
     if isinstance(value, dict) and "results" in value:
         value = value["results"]
     rows = value if isinstance(value, list) else [value]
     return [row for row in rows if isinstance(row, dict) and "answer" in row]
+
+
+def repaired(text: str) -> Any:
+    """What JSON a text that is none comes down to, an empty text where to nothing.
+
+    Brackets after brackets are not tried: `json_repair` takes minutes for some thousands of them.
+    """
+    depths = accumulate(((c in "{[") - (c in "}]") for c in text), lambda depth, step: max(0, depth + step))
+    try:
+        hopeless = len(_ILL_OPENED.findall(text)) > _ILL_OPENINGS or max(depths, default=0) > DEEPEST
+        return "" if hopeless else json_repair.loads(text)
+    except (ValueError, RecursionError):
+        return ""
 
 
 def settle(ask: Ask, replies: Sequence[Reply], verify: Verify) -> Round:
@@ -200,8 +196,9 @@ def _check(
     answer, confidence = rows[0]["answer"], _confidence(rows[0].get("confidence"))
     if answer is None:
         return Checked("absent", confidence=confidence, why=_doubt(confidence, verify))
-    if fault := _fault(answer, check):
-        return Checked("failed", answer, confidence=confidence, why=fault)
+    if fault := _fault(answer, ask.schema, check):
+        deep = extent(answer)[0] > DEEPEST  # to send it would break what reads it
+        return Checked("failed", None if deep else answer, confidence=confidence, why=fault)
     given = rows[0].get("quotes")
     quotes = [q for q in given if isinstance(q, str)] if isinstance(given, list) else []
     spans, short, invented = _spans(quotes[:_KEPT_QUOTES], ask.texts[id], answer)
@@ -216,10 +213,14 @@ def _check(
     return Checked(status, answer, spans, confidence, why)
 
 
-def _fault(answer: Any, check: jsonschema_rs.Validator | None) -> str:
+def _fault(answer: Any, schema: Any, check: jsonschema_rs.Validator | None) -> str:
     """What is wrong with an answer's form."""
     if check is None:
         return "" if isinstance(answer, str) else asks.NOT_A_STRING
+    if extent(answer)[0] > DEEPEST:
+        return asks.TOO_DEEP.format(most=DEEPEST)
+    if takes_too_long(schema, answer):
+        return asks.TOO_LONG_TO_CHECK
     error = next(iter(check.iter_errors(answer)), None)
     if error is None:
         return ""

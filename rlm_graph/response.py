@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import json_repair
 from pydantic import TypeAdapter, ValidationError
 
 from rlm_graph import prompts
-from rlm_graph.checks import validator
+from rlm_graph.checks import repaired
+from rlm_graph.schemas import validator
 
 _ERRORS = 5
 
@@ -85,7 +85,7 @@ def structured(format: Format, content: Any) -> Any:
         try:
             value = json.loads(content)
         except ValueError:
-            value = json_repair.loads(content) or content
+            value = repaired(content) or content
     try:
         return format.made(value)
     except ValueError as error:

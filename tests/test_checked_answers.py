@@ -245,6 +245,34 @@ async def test_no_calls_left_for_another_try_marks_what_is_in_doubt(scene: Any) 
     assert not verified and "no call was left" in why and s.server.asked("sub") == 8
 
 
+async def test_asking_again_stands_or_falls_call_by_call(scene: Any) -> None:
+    """Eight are asked in one group, twelve calls are allowed: four are asked again, and four are not."""
+    sub = answering(lambda id, text: {"answer": "A", "quotes": ["never said by anyone"]})
+    code = (
+        "got = sub_call(split(by='chapter'), 'Who?')\nanswer['content'] = str(sum('no call was' in r.why for r in got))"
+    )
+    out, s = await run(scene, code, sub, limits=Limits(max_calls=12))
+    assert (out["answer"], s.server.asked("sub")) == ("8", 12)
+
+
+async def test_an_answer_nested_beyond_reason_fails_and_leaves_the_cell_whole(scene: Any) -> None:
+    reply = '{"results": [{"id": "1", "answer": %s, "quotes": ["paid by"]}]}' % ("[" * 900 + "]" * 900)
+    code = "r = sub_call(context, 'Who?', schema={})[0]\nanswer['content'] = [r.status, r.why]"
+    out, _ = await run(scene, code, lambda _: reply, limits=Limits(max_retries=0))
+    assert json.loads(out["answer"]) == ["failed", "the answer is nested more than 50 levels deep"]
+
+
+async def test_a_schema_that_unfolds_without_end_is_an_error_of_the_cell(scene: Any) -> None:
+    code = (
+        "parts = {'l0': {'type': 'string'}}\n"
+        "for n in range(1, 32):\n    parts[f'l{n}'] = {'allOf': [{'$ref': f'#/$defs/l{n - 1}'}] * 2}\n"
+        "try:\n    sub_call(context, 'Who?', schema={'$ref': '#/$defs/l31', '$defs': parts})\n"
+        "except SubCallError as e:\n    answer['content'] = str(e)"
+    )
+    out, s = await run(scene, code, answering(payer))
+    assert "takes more than 10,000 checks" in out["answer"] and s.server.asked("sub") == 0
+
+
 async def test_calls_beyond_the_budget_raise_as_plain_ones_do(scene: Any) -> None:
     code = (
         "try:\n    sub_call(split(by='chapter'), 'Who?')\nexcept BudgetExceeded as e:\n"

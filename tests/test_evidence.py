@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_graph.checks import read_results, validator
+from rlm_graph.checks import read_results
 from rlm_graph.evidence import place, places
+from rlm_graph.schemas import takes_too_long, validator
 
 TEXT = (
     "“We won’t pay,” said  the\r\nowner — and the com-\nmittee agreed: the efﬁcient, well-known café 🦊 gets $4,200 "
@@ -146,6 +148,9 @@ def test_white_space_makes_no_difference(text: str, start: int, end: int, space:
         ("{'results': [{'id': '1', 'answer': 'a',}, {'id': '2', 'answer': 'b'", ["a", "b"]),
         ("I cannot say.", []),
         ("[" * 100_000, []),
+        ("{ " * 50_000, []),
+        ("{ ] " * 50_000, []),
+        (("{ " * 40 + "}" * 40) * 500, []),
         ('{"results": 7}', []),
     ],
 )
@@ -163,3 +168,52 @@ def test_a_schema_that_is_none_or_leads_elsewhere_is_refused(schema: object) -> 
 
 def test_a_hostile_pattern_takes_no_time() -> None:
     assert not validator({"pattern": "^(a+)+$"}).is_valid("a" * 50_000 + "b")
+
+
+def doubling(levels: int, within: str) -> dict[str, Any]:
+    """A small schema each part of which refers twice to the part before: in place, or one level deeper."""
+    parts: dict[str, Any] = {"l0": {"type": "string"}}
+    for n in range(1, levels):
+        twice = {"allOf": [{"$ref": f"#/$defs/l{n - 1}"}] * 2}
+        parts[f"l{n}"] = twice if within == "place" else {within: twice}
+    return {"$ref": f"#/$defs/l{levels - 1}", "$defs": parts}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        doubling(32, "place"),
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$id": "http://x/", "$ref": "#/$defs/a"}}},
+        {"$dynamicRef": "#/$defs/a", "$defs": {"a": {"type": "string"}}},
+    ],
+)
+def test_a_schema_that_unfolds_without_end_is_refused(schema: object) -> None:
+    with pytest.raises(ValueError, match="not a JSON schema"):
+        validator(schema)
+
+
+def nested(levels: int) -> Any:
+    value: Any = "leaf"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_an_answer_is_not_checked_by_a_schema_that_unfolds_as_deep_as_the_answer() -> None:
+    itself = {"items": {"allOf": [{"$ref": "#"}, {"$ref": "#"}]}}
+    for schema in (doubling(32, "items"), itself):
+        assert validator(schema).is_valid(nested(3))
+        assert not takes_too_long(schema, nested(3))
+        assert takes_too_long(schema, nested(31))
+
+
+def test_a_schema_of_trees_and_of_expressions_is_fine() -> None:
+    sides = {side: {"$ref": "#/$defs/E"} for side in ("left", "right")}
+    both = [{"type": "object", "properties": {"kind": {"const": kind}, **sides}} for kind in ("add", "mul")]
+    schema = {"$ref": "#/$defs/E", "$defs": {"E": {"anyOf": [*both, {"type": "number"}]}}}
+    value: Any = 1
+    for _ in range(10):
+        value = {"kind": "add", "left": value, "right": 2}
+    assert validator(schema).is_valid(value) and not takes_too_long(schema, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -253,7 +253,8 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
     breadth = settings.limits.max_breadth
     nests = set(decided.nested)
     order = [id for id in kernel.waiting if id not in decided.refused]
-    for group in groups(kernel.waiting, order):
+    again = {id for id in order if id in kernel.attempts and kernel.attempts[id].number}
+    for group in groups(kernel.waiting, order, again):
         verdict = reserve(kernel, group, tree, settings, depth)
         if isinstance(verdict, Reply):
             await refuse(kernel, tree, dict.fromkeys(group, verdict))
@@ -332,11 +333,11 @@ async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings, parts: 
     return await tree.put({"id": id, "question": question, "source": source, "share": share})
 
 
-def groups(calls: Mapping[str, Call], ids: Iterable[str]) -> list[list[str]]:
-    """Calls of one `*_batched` call stand or fall together; others by themselves."""
+def groups(calls: Mapping[str, Call], ids: Iterable[str], again: Container[str] = ()) -> list[list[str]]:
+    """Calls of one `*_batched` call stand or fall together; others, and those asked `again`, by themselves."""
     together: dict[object, list[str]] = {}
     for id in ids:
-        together.setdefault(calls[id].group or id, []).append(id)
+        together.setdefault(id if id in again else calls[id].group or id, []).append(id)
     return list(together.values())
 
 
