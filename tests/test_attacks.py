@@ -234,6 +234,24 @@ def test_a_text_cannot_be_changed_through_its_descriptor(tmp_path: Path) -> None
     assert (tmp_path / "text").read_text() == "as it was"
 
 
+@pytest.mark.parametrize("means", ["bubblewrap", "landlock"])
+async def test_of_a_project_that_python_lives_in_the_rest_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, means: Isolation
+) -> None:
+    """As with `python -m venv .` in it."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "lib").mkdir()
+    for name in (".env", "lib/package.py"):
+        (tmp_path / name).write_text("text")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    session = await start_session(KernelOptions(isolation=means), name="project")
+    code = "for name in ('lib/package.py', '.env'):\n    print(open(f'{PLACE}/{name}').read())"
+    done = await run(session, code.replace("{PLACE}", str(tmp_path)))
+    await session.close()
+    assert done.stdout == "text\n"
+    assert done.error and re.search("FileNotFoundError|PermissionError", done.error)
+
+
 async def test_what_clears_up_follows_no_link_out_of_the_scratch(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("still here")
     session = await start_session(KernelOptions(isolation="process"), name="links")

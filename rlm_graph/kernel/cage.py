@@ -10,6 +10,8 @@ HOME = "/tmp"
 """The kernel's home and scratch: the one place where it can write, in memory, bounded, gone with the kernel."""
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives")
+_ROOT = Path("/")
+_OF_A_PREFIX = ("bin", "include", "lib", "lib64", "pyvenv.cfg", "share")
 _SHARED_MEMORY = 64_000_000
 _FIRST_TO_GO = ("/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
 """Has Linux take the kernel, and not another's program, where memory runs out."""
@@ -21,11 +23,15 @@ def readable(inside: Path) -> list[str]:
 
 
 def python_folders() -> list[str]:
-    """The folders that hold this Python and its packages, outermost first, without those that the system has."""
+    """What holds this Python and its packages, without what the system has.
+
+    Of each prefix these parts alone: with `python -m venv .` a project's folder is a prefix, and has more in it.
+    """
     program = Path(sys.executable).resolve()
     named = {Path(sys.prefix), Path(sys.base_prefix), program.parent.parent}
-    wanted = sorted({path for each in named for path in (each, each.resolve())})
-    return [str(path) for path in wanted if path != Path("/") and not path.is_relative_to("/usr")]
+    prefixes = sorted({path for each in named for path in (each, each.resolve())})
+    parts = [prefix / part for prefix in prefixes if prefix != _ROOT for part in _OF_A_PREFIX]
+    return [str(path) for path in parts if path.exists() and not path.is_relative_to("/usr")]
 
 
 def bubblewrap(
