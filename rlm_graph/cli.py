@@ -327,7 +327,8 @@ def _summary(out: dict[str, Any], note: str | None) -> str:
         f"{cost}{usage['seconds']:.1f} s; stop reason: {reason}"
     )
     if reason not in ("answered", "direct"):
-        line += ": this is the best answer so far, and may be incomplete"
+        said = "this is the best answer so far, and may be incomplete" if out["answer"] else "there is no answer"
+        line += f": {said}"
     return f"{line}\nnote: {note}" if note else line
 
 

@@ -212,6 +212,11 @@ def _taken(context: Any, exclude: Sequence[str], encoding: str) -> tuple[Source,
     raise ContextError(f"context cannot be of type {type(context).__name__}; it can be {_ACCEPTED}")
 
 
+def looks_like_a_place(text: str) -> bool:
+    """Whether a text may have been meant as the name of a file, or as a URL: by its look, not by what exists."""
+    return len(text) < 500 and re.fullmatch(r"https?://\S+|\S*\w\.[A-Za-z]\w{0,4}", text) is not None
+
+
 def _refuse_path_like(text: str) -> None:
     if len(text) < 500 and text.startswith(_PATH_LIKE) and not any(char.isspace() for char in text):
         raise ContextError(

@@ -55,3 +55,7 @@ class IsolationError(KernelError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, cause="start")
+
+
+class NoGateway(IsolationError, ValueError):
+    """The environment names no Jupyter gateway, or not by a URL."""

@@ -36,6 +36,8 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_BINARY = (b"%PDF-", b"PK\x03\x04", b"\x89PNG", b"\xff\xd8\xff", b"\x1f\x8b")
+"""How common files that are no texts begin."""
 _CLUTTER = ("hidden", "bytecode", "link, not followed")
 
 
@@ -134,6 +136,13 @@ def scan(path: Path, encoding: str, sample: Sample, *, binary: bool = True) -> S
     lines += chars > 0 and not (tail or head).endswith("\n")
     stamp = Stamp(after.st_size, after.st_mtime_ns, digest.hexdigest())
     return Scan(encoding, chars, lines, head, tail, blank, stamp)
+
+
+def looks_binary(path: Path) -> bool:
+    """Whether a file that is no text of its encoding is none of any: by what stands at its start."""
+    with path.open("rb") as file:
+        start = file.read(8192)
+    return b"\0" in start or start.startswith(_BINARY)
 
 
 def text_of(content: bytes) -> str:

@@ -36,7 +36,7 @@ def ending(state: State, limits: Limits) -> StopReason | None:
         return None
     if over := state.get("over"):
         return over
-    if state["errors"] >= limits.max_errors:
+    if max(state["errors"], len(state.get("misfits") or [])) >= limits.max_errors:
         return state.get("limit") or "errors"
     if len(state.get("turns") or []) - state["start"]["turn"] >= limits.max_turns:
         return state.get("limit") or "max_turns"

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -126,6 +127,12 @@ def served_at(model: Runnable[Any, Any]) -> str | None:
     if provider_of(model) == "openai":
         return os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
     return None
+
+
+def address_of(model: Runnable[Any, Any]) -> str:
+    """Where the model is served, as may be said aloud: no user, password or query; empty where not known."""
+    parts = urlsplit(served_at(model) or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{without_keys(parts.path)}" if parts.netloc else ""
 
 
 def longest_reply(model: Runnable[Any, Any], ample: int = 0) -> int:

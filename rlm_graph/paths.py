@@ -17,7 +17,19 @@ import xxhash
 
 from rlm_graph.describe import plain, shape_of_files, shape_of_text
 from rlm_graph.errors import ContextError
-from rlm_graph.files import TAIL, Scan, Stamp, Unreadable, change, is_always_hashed, left_out, scan, walk, why
+from rlm_graph.files import (
+    TAIL,
+    Scan,
+    Stamp,
+    Unreadable,
+    change,
+    is_always_hashed,
+    left_out,
+    looks_binary,
+    scan,
+    walk,
+    why,
+)
 from rlm_graph.state import Source
 from rlm_graph.tokens import Sample
 
@@ -137,6 +149,11 @@ def _scanned(path: Path, real: Path, encoding: str, sample: Sample) -> Scan:
     except Unreadable as error:
         if error.at is None:
             raise ContextError(f"{path}: {error}") from error
+        if encoding == "utf-8" and looks_binary(real):
+            raise ContextError(
+                f"{path} is a binary file, no text: have its text extracted first (of a PDF or an office document by a "
+                "LangChain document loader, say), and give that"
+            ) from error
         raise ContextError(
             f"{path} is {error}: the byte at position {error.at} does not belong. If you know its encoding, "
             f'say so, as in hold(path, encoding="latin-1")'

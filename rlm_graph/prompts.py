@@ -83,6 +83,7 @@ THE_FORM = """
 `answer["content"]` must be a value (a dict, a list, …) that fits this JSON schema. It is checked, and you are told what \
 is wrong.
 {schema}"""
+LAST_OUTPUT = "No answer was delivered; the last output was: {output}"
 NOT_THE_FORMAT = "The answer was not accepted, as it does not have the form asked for: {error}. Deliver it anew."
 DIRECT_FORM = "\n\nReply with JSON alone, as this JSON schema says: {schema}"
 

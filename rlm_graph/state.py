@@ -342,6 +342,8 @@ class State(Input, Output, total=False):
     errors: int
     """Turns in a row that brought nothing: no cell, or a failed one."""
     draft: Draft | None
+    misfits: list[str]
+    """What was wrong with each answer to the present question that did not have the form asked for."""
     limit: StopReason | None
     """The limit that has been reached, if one has: it gives its name to the end."""
     over: StopReason | None

@@ -48,12 +48,14 @@ class NoRoom(Exception):
     Args:
         limit: Which.
         cut_off: Whether it had started.
+        need: What it can come to at most, where there was no room for that.
     """
 
-    def __init__(self, limit: Limit, *, cut_off: bool = False) -> None:
+    def __init__(self, limit: Limit, *, cut_off: bool = False, need: Amount | None = None) -> None:
         super().__init__(limit)
         self.limit = limit
         self.cut_off = cut_off
+        self.need = need
 
 
 class Tree:
@@ -116,7 +118,7 @@ class Tree:
             while (verdict := self.ledger.hold(id, most, keep, less)) == "later":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_SECONDS)  # what gives room back may run on another loop
             if verdict != "held":
-                raise NoRoom(verdict)
+                raise NoRoom(verdict, need=[most, *less][-1])
             yield self.ledger.held(id)
         except BaseException:
             self.ledger.release(id)

@@ -243,3 +243,12 @@ async def test_a_pydantic_object_may_be_delivered(scene: Any) -> None:
 def test_a_form_that_is_none_is_refused_when_the_rlm_is_made(scene: Any) -> None:
     with pytest.raises(TypeError, match="response_format"):
         scene(scripted("")).rlm(response_format={"type": "nonsense"})
+
+
+async def test_wrong_deliveries_are_counted_though_the_cells_before_them_go_well(scene: Any) -> None:
+    turn = "```repl probe\nprint(1)\n```\n```repl compose\nanswer['content'] = {'payer': 'A'}\n" + DELIVER
+    s = scene(lambda _: turn)
+    out = await s.rlm(response_format=Bill).ainvoke({"question": "q", "context": TEXT})
+    assert (out["structured_response"], out["stop_reason"], s.server.asked("root")) == (None, "errors", 3)
+    (told,) = [line for line in out["warnings"] if "delivered 3 times in another form" in line]
+    assert "['house']: Field required" in told

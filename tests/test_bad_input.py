@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
 
 from model_server import Answer, scripted
 from rlm_graph import create_rlm
@@ -161,3 +162,12 @@ async def test_a_long_message_alone_is_question_and_context(scene: Any) -> None:
     assert out["answer"] == "1000"
     assert "How many lines are there?" in s.root_prompts()[0]
     assert s.root_prompts()[0].count("line of the log") < 100
+
+
+async def test_a_root_that_cannot_be_reached_is_told_with_its_address_and_no_secret() -> None:
+    root = ChatOpenAI(
+        model="root", base_url="http://me:hidden@127.0.0.1:9/v1?key=hidden", api_key="none", max_retries=0
+    )
+    with pytest.raises(ModelError, match=r"'root' failed: .*asked at http://127\.0\.0\.1:9/v1\)") as told:
+        await create_rlm(root).ainvoke({"question": "q", "context": "some text"})
+    assert "hidden" not in str(told.value)

@@ -189,6 +189,7 @@ def test_exclude_without_a_directory_is_wrong_usage(big: Path) -> None:
         (("ask", "What?", "/no/such/file"), "error: /no/such/file: does not exist"),
         (("ask", "What?", __file__, "--model", "gpt"), "error: no provider in the model name 'gpt'"),
         (("ask", " ", __file__, "--model", "offline"), "error: no question"),
+        (("ask", "What?", __file__, "--isolation", "gateway"), "error: isolation='gateway' needs JUPYTER_GATEWAY_URL"),
     ],
 )
 def test_an_error_is_one_line(arguments: tuple[str, ...], told: str) -> None:
@@ -251,6 +252,7 @@ def test_a_run_that_a_limit_ended_gives_its_best_answer_and_ends_with_3(big: Pat
     root = scripted("```repl probe\nanswer['content'] = 'perhaps kiwi'\n```")
     done = run("ask", "Which word?", big, "--max-turns", "1", *with_server(serve(root)))
     assert (done.returncode, done.stdout) == (3, "perhaps kiwi\n")
+    assert "warning: max_turns: 1 of 1 turns used" in done.stderr
     assert "stop reason: max_turns: this is the best answer so far" in done.stderr
 
 

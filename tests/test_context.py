@@ -316,6 +316,13 @@ class TestWhatIsLeftOut:
         json.dumps(take_in(folder, store), ensure_ascii=False).encode()
 
 
+@pytest.mark.parametrize("start", [b"%PDF-1.7 ", b"PK\x03\x04", b"ELF\0"])
+def test_a_binary_file_is_told_as_one(store: FolderStore, tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "f.bin").write_bytes(start + b"\xe2\xe3\xcf\xd3")
+    message = refusal(tmp_path / "f.bin", store)
+    assert "is a binary file, no text: have its text extracted first" in message and "latin-1" not in message
+
+
 class TestReferences:
     def test_a_reference_is_small_whatever_it_names(self, store: FolderStore) -> None:
         assert len(json.dumps(take_in("x" * 1_000_000, store))) < 2_000

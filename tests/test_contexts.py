@@ -31,3 +31,15 @@ def test_a_text_that_may_be_a_misspelt_name_is_told(text: str, told: int) -> Non
     rlm = create_rlm(OfflineRoot(), OfflineReader(), contexts={"words": "The word is kiwi."})
     warnings = rlm.invoke({"question": QUESTION, "context": text})["warnings"]
     assert sum("what can be named is: words" in line for line in warnings) == told == len(warnings)
+
+
+@pytest.mark.parametrize("text", ["README.md", "notes/of-mine.txt", "https://example.org/page"])
+def test_a_text_that_looks_like_a_file_or_a_url_is_told(text: str) -> None:
+    out = create_rlm(OfflineRoot(), OfflineReader()).invoke({"question": QUESTION, "context": text})
+    assert [line for line in out["warnings"] if f"context {text!r} is taken as text" in line] == out["warnings"] != []
+
+
+@pytest.mark.parametrize("text", ["The word is kiwi.", "kiwi", "3.14", "see README.md"])
+def test_a_text_that_looks_like_a_text_is_not(text: str) -> None:
+    out = create_rlm(OfflineRoot(), OfflineReader()).invoke({"question": QUESTION, "context": text})
+    assert out["warnings"] == []

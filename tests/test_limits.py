@@ -107,7 +107,9 @@ async def test_max_turns_ends_with_what_the_root_has_drafted(scene: Any) -> None
 async def test_without_a_draft_the_last_output_is_the_best_answer_there_is(scene: Any) -> None:
     root = scripted(*["```repl probe\nprint('seven blue items')\n```"] * 5)
     out, _ = await run(scene, root, max_turns=2)
-    assert (out["answer"], out["stop_reason"]) == ("seven blue items", "max_turns")
+    told = "No answer was delivered; the last output was: seven blue items"
+    assert (out["answer"], out["stop_reason"]) == (told, "max_turns")
+    assert "max_turns: 2 of 2 turns used" in out["warnings"]
 
 
 async def test_replies_without_a_cell_end_the_run_after_max_errors(scene: Any) -> None:
@@ -180,6 +182,7 @@ async def test_a_parents_step_limit_ends_the_run_in_good_order(scene: Any) -> No
     root = scripted(*["```repl probe\nanswer['content'] = 'so far'\n```"] * 30)
     out = await scene(root).rlm().ainvoke({"question": "q", "context": TEXT}, {"recursion_limit": 12})
     assert (out["answer"], out["stop_reason"]) == ("so far", "max_steps")
+    assert any("give a higher recursion_limit" in line for line in out["warnings"])
 
 
 async def test_a_parents_step_limit_ends_a_loop_of_calls_in_good_order(scene: Any) -> None:
@@ -201,3 +204,17 @@ def test_a_limit_that_makes_no_sense_is_an_error_that_names_it(bad: dict[str, in
     [(name, value)] = bad.items()
     with pytest.raises(ValueError, match=rf"Limits\({name}={value}\): it must be at least"):
         Limits(**bad)
+
+
+@pytest.mark.parametrize("direct_below", [0, 16_000])
+async def test_a_limit_below_the_first_turn_says_how_much_that_needs(scene: Any, direct_below: int) -> None:
+    s = scene(scripted("never asked"))
+    rlm = s.rlm(limits=Limits(max_tokens=500), direct_below=direct_below)
+    out = await rlm.ainvoke({"question": "q", "context": TEXT})
+    assert (out["answer"], out["stop_reason"], s.server.asked()) == ("", "max_tokens", 0)
+    assert any("the first turn needs room for about " in w and "max_tokens is 500" in w for w in out["warnings"])
+
+
+async def test_cells_that_compute_without_end_are_told_as_such(scene: Any) -> None:
+    out, _ = await run(scene, lambda _: "```repl probe\nwhile True: pass\n```", max_errors=1, cell_seconds=1)
+    assert any("the cell computed for more than 1 s" in line for line in out["warnings"])

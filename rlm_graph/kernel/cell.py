@@ -11,6 +11,9 @@ from .inbox import Inbox
 from .inside.frames import Malformed
 from .intake import weigh
 
+TIMEOUT = "Timeout:"
+"""How the error of a cell begins that computed too long."""
+
 _MOST_CALLS = 200_000
 _MOST_CALL_BYTES = 2_000_000_000
 
@@ -69,7 +72,7 @@ class RunningCell:
         self._outstanding.clear()
         done = self.done
         if done is not None and self.expired:
-            text = f"Timeout: the cell computed for more than {self._seconds:g} s and was stopped."
+            text = f"{TIMEOUT} the cell computed for more than {self._seconds:g} s and was stopped."
             error = f"{text}\n{done.error}" if done.error else text
             done = Done(done.stdout, error, done.answer, done.report)
         if done is not None:

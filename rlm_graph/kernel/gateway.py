@@ -13,7 +13,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from ..errors import KernelError
+from ..errors import KernelError, NoGateway
 from .background import background
 from .isolation import Isolation, check
 
@@ -54,14 +54,15 @@ class Gateway:
         """Reads `JUPYTER_GATEWAY_URL` and `JUPYTER_GATEWAY_AUTH_TOKEN`, as Jupyter itself does.
 
         Raises:
-            ValueError: No URL is set there, or it is none.
+            NoGateway: No URL is set there, or it is none.
         """
         url = os.environ.get("JUPYTER_GATEWAY_URL")
         if not url:
-            raise ValueError(
-                "isolation='gateway' needs JUPYTER_GATEWAY_URL in the environment; or give Gateway(url, …)"
-            )
-        return cls(url, os.environ.get("JUPYTER_GATEWAY_AUTH_TOKEN") or None)
+            raise NoGateway("isolation='gateway' needs JUPYTER_GATEWAY_URL in the environment; or give Gateway(url, …)")
+        try:
+            return cls(url, os.environ.get("JUPYTER_GATEWAY_AUTH_TOKEN") or None)
+        except ValueError as error:
+            raise NoGateway(f"JUPYTER_GATEWAY_URL: {error}") from error
 
 
 def http(gateway: Gateway, path: str, *, method: str = "GET", body: Any = None) -> HTTPRequest:
@@ -80,7 +81,8 @@ def place(isolation: Isolation | Gateway) -> Isolation | Gateway:
     """What `isolation=` means: for "gateway" the one that the environment names, else what it is.
 
     Raises:
-        ValueError: It is no isolation, or the environment names no gateway.
+        ValueError: It is no isolation.
+        NoGateway: The environment names no gateway.
     """
     if isolation == "gateway":
         return Gateway.from_environment()

@@ -17,9 +17,10 @@ from rlm_graph.context import read_text
 from rlm_graph.dialect import reads
 from rlm_graph.errors import ContextError, ModelError, NothingRead
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.cell import TIMEOUT
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, run_cell, working_on
-from rlm_graph.nodes.plan import NOTHING_READ, reply_of, root_reply, turn_id
+from rlm_graph.nodes.plan import NOTHING_READ, not_begun, reply_of, root_reply, turn_id
 from rlm_graph.response import structured
 from rlm_graph.settings import Settings
 from rlm_graph.state import Draft, State, StopReason
@@ -45,7 +46,7 @@ def compose(settings: Settings, depth: int) -> Node:
         after = cast(State, {**state, **update})
         if "journal" in update:
             after["journal"] = [*(state.get("journal") or []), *update["journal"]]
-        in_form = await _in_form(after, state["errors"], tree, settings, depth)
+        in_form = await _in_form(after, tree, settings, depth)
         update, after = {**update, **in_form}, cast(State, {**after, **in_form})
         reason = flow.ending(after, settings.limits)
         if reason is None:
@@ -58,7 +59,7 @@ def compose(settings: Settings, depth: int) -> Node:
     return Node(act, "compose")
 
 
-async def _in_form(state: State, errors: int, tree: Tree, settings: Settings, depth: int) -> dict[str, Any]:
+async def _in_form(state: State, tree: Tree, settings: Settings, depth: int) -> dict[str, Any]:
     """A delivered answer in the form asked for; one that does not have it goes back to the root."""
     draft = state.get("draft")
     if settings.format is None or depth or draft is None or not draft["ready"]:
@@ -68,7 +69,9 @@ async def _in_form(state: State, errors: int, tree: Tree, settings: Settings, de
     except ValueError as error:
         notice = "\n".join(filter(None, [state["notice"], str(error)]))
         unready: Draft = {**draft, "ready": False}
-        return {"draft": unready, "queue": [], "notice": notice, "errors": errors + 1, "phase": "compose"}
+        # Counted by themselves: that the cells before went well says nothing of what is delivered.
+        misfits = [*(state.get("misfits") or []), str(error.__cause__)[:500]]
+        return {"draft": unready, "queue": [], "notice": notice, "misfits": misfits, "phase": "compose"}
 
 
 async def nothing_from(state: State, tree: Tree) -> str:
@@ -95,7 +98,8 @@ async def _directly(state: State, tree: Tree, settings: Settings, config: Runnab
     try:
         message, made, warnings = await _direct(state, tree, settings, config)
     except NoRoom as no_room:
-        return await _end(state, tree, settings, 0, "", no_room.limit)
+        warnings = [*(state.get("warnings") or []), *not_begun(no_room, tree.ledger.limits)]
+        return await _end(cast(State, {**state, "warnings": warnings}), tree, settings, 0, "", no_room.limit)
     told = cast(State, {**state, "warnings": [*(state.get("warnings") or []), *warnings]})
     ended = await _end(told, tree, settings, 0, message.text, "direct", message.id)
     return {**ended, "structured_response": made}
@@ -147,7 +151,8 @@ def answer_of(state: State) -> str:
     cells = (state.get("journal") or [])[state["start"]["cell"] :]
     if turns and "```" not in turns[-1]["reply"] and turns[-1]["reply"].strip():
         return turns[-1]["reply"].strip()
-    return next((c["stdout"].strip() for c in reversed(cells) if c["stdout"].strip()), "")
+    last = next((c["stdout"].strip() for c in reversed(cells) if c["stdout"].strip()), "")
+    return prompts.LAST_OUTPUT.format(output=last) if last else ""
 
 
 async def _content(draft: Draft, tree: Tree) -> Any:
@@ -157,8 +162,10 @@ async def _content(draft: Draft, tree: Tree) -> Any:
 
 def _last_error(state: State) -> str:
     cells = (state.get("journal") or [])[state["start"]["cell"] :]
-    error = cells[-1]["error"] if cells else None
-    return error.strip().splitlines()[-1][:300] if error else ""
+    lines = (cells[-1]["error"] or "").strip().splitlines() if cells else []
+    if not lines:
+        return ""
+    return (lines[0] if lines[0].startswith(TIMEOUT) else lines[-1])[:300]
 
 
 def as_text(content: Any) -> str:
@@ -170,9 +177,12 @@ def as_text(content: Any) -> str:
     return "" if content is None else str(content)
 
 
-def _ended_by(limit: StopReason, limits: Limits, usage: Mapping[str, Any]) -> str:
+def _ended_by(limit: StopReason, limits: Limits, usage: Mapping[str, Any], turns: int) -> str:
     """What the caller is told of a limit that ended the run or cost it calls."""
+    if limit == "max_steps":
+        return f"max_steps: {turns:,} turns, then LangGraph's steps were used up: give a higher recursion_limit"
     used = {
+        "max_turns": f"{turns:,} of {limits.max_turns:,} turns",
         "max_calls": f"{usage['calls']:,} of {limits.max_calls:,} calls",
         "max_tokens": f"{usage['input_tokens'] + usage['output_tokens']:,} of {limits.max_tokens or 0:,} tokens",
         "max_cost": f"{prompts.dollars(usage['cost'])} of {prompts.dollars(limits.max_cost)}",
@@ -222,14 +232,17 @@ async def _end(
     warnings = list(state.get("warnings") or [])
     if reason == "errors" and (why := _last_error(state)):
         warnings.append(f"the last cell failed: {why}")
+    if reason != "answered" and state.get("structured_response") is None and (misfits := state.get("misfits")):
+        warnings.append(f"the answer was delivered {len(misfits)} times in another form than asked for: {misfits[-1]}")
     if reason == "answered" and not has_read(state, settings):
         warnings.append(_UNREAD)
     usage = tree.ledger.usage()
     if depth == 0:
         rests_on, unfounded = await _rests_on(state, tree, settings, reason)
         warnings += unfounded
-    if reason in ("max_calls", "max_tokens", "max_cost", "max_seconds"):
-        warnings.append(_ended_by(reason, tree.ledger.limits, usage))
+    if reason.startswith("max_"):
+        turns = len(state.get("turns") or []) - state["start"]["turn"]
+        warnings.append(_ended_by(reason, tree.ledger.limits, usage, turns))
     ended: dict[str, Any] = {
         "answer": answer,
         "usage": usage,

@@ -49,6 +49,11 @@ def load(settings: Settings, depth: int) -> Node:
         if isinstance(given, str) and not named and settings.contexts and len(given) < _LIKE_A_NAME:
             names = ", ".join(settings.contexts)
             opened["warnings"].append(f"context {given!r} was taken as a text; what can be named is: {names}")
+        elif isinstance(given, str) and not named and context.looks_like_a_place(given):
+            # By its look alone: to say whether it exists would tell a server's callers of its files.
+            opened["warnings"].append(
+                f"context {given!r} is taken as text; for the file give pathlib.Path({given!r}); of a URL give the text"
+            )
         tree = await tree_of(opened["tree"], settings.limits, settings.store, config)
         tree.ledger.go_on(time.monotonic() - begun)
         if budget := state.get("budget"):
@@ -88,6 +93,7 @@ def _opened(state: State, sources: list[Source]) -> dict[str, Any]:
         "wave": None,
         "notice": "",
         "errors": 0,
+        "misfits": [],
         "draft": None,
         "limit": None,
         "over": None,

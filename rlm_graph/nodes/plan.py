@@ -14,6 +14,7 @@ from rlm_graph.dialect import Parsed, cells_of
 from rlm_graph.errors import ModelError, NothingRead
 from rlm_graph.history import root_messages
 from rlm_graph.identity import content_hash
+from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import Reply, State, Turn
@@ -45,7 +46,9 @@ def plan(settings: Settings, depth: int) -> Node:
                 # A turn on record brings the note that it was told, so that the turns after it are found as well.
                 reply, note = await root_reply(tree, settings, depth, state["run"], id, messages, unheard, note)
             except NoRoom as no_room:
-                return {"over": no_room.limit, "limit": no_room.limit}
+                told = not_begun(no_room, tree.ledger.limits) if depth == 0 and not turns else []
+                warnings = [*(state.get("warnings") or []), *told]
+                return {"over": no_room.limit, "limit": no_room.limit, "warnings": warnings}
             parsed = cells_of(reply.text, state["phase"])
             if from_nothing(state, parsed):
                 if state["notice"].startswith(prompts.FROM_NOTHING):
@@ -58,6 +61,19 @@ def plan(settings: Settings, depth: int) -> Node:
         return update
 
     return Node(act, "plan")
+
+
+def not_begun(no_room: NoRoom, limits: Limits) -> list[str]:
+    """What the caller is told where a limit does not allow the very first turn."""
+    if no_room.need is None or no_room.limit not in ("max_tokens", "max_cost"):
+        return []
+    tokens = no_room.limit == "max_tokens"
+    need = f"{no_room.need.tokens:,} tokens" if tokens else prompts.dollars(no_room.need.cost)
+    limit = f"{limits.max_tokens:,}" if tokens else prompts.dollars(limits.max_cost)
+    return [
+        f"nothing was asked: the first turn needs room for about {need}, its prompt and a reply together, and "
+        f"{no_room.limit} is {limit}: raise it, or bound the model's replies (its max_tokens)"
+    ]
 
 
 def from_nothing(state: State, parsed: Parsed) -> bool:
@@ -114,7 +130,9 @@ async def root_reply(
         raise
     except Exception as error:
         name = models.name_of(settings.model(depth))
-        raise ModelError(f"the root model {name!r} failed: {models.first_line(error)}") from error
+        at = models.address_of(settings.model(depth))
+        told = f"the root model {name!r} failed: {models.first_line(error)}"
+        raise ModelError(f"{told} (asked at {at})" if at else told) from error
     await say(tree, said.turn(run, depth, id, reply.text, spent, time.monotonic() - began))
     await tree.record_turn(id, reply, spent, note)
     return reply, note
