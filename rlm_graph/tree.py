@@ -48,7 +48,7 @@ class NoRoom(Exception):
     Args:
         limit: Which.
         cut_off: Whether it had started.
-        need: What it can come to at most, where there was no room for that.
+        need: The least room that would have done, where there was none.
     """
 
     def __init__(self, limit: Limit, *, cut_off: bool = False, need: Amount | None = None) -> None:
