@@ -36,6 +36,9 @@ INLINE = 4_000
 MOST_KEPT = 1_000_000_000
 """Bytes (in memory) of the prompts and contexts that the calls of one tree may put into the store."""
 
+CHECKPOINTER = "__pregel_checkpointer"
+"""Where LangGraph's configuration carries the checkpointer, a parent's or a server's as well; it has no public name."""
+
 _LOOK_SECONDS = 0.05
 """How often a call that waits for room in the ledger looks whether there is some."""
 
@@ -67,7 +70,7 @@ class Tree:
         limits: The limits of the whole tree.
         store: Where replies, turns and payloads are kept.
         most_at_once: Model calls in flight at once.
-        lasting: Whether it can be resumed: there is a thread.
+        lasting: Whether it can be resumed: there is a checkpointer.
     """
 
     def __init__(
@@ -326,7 +329,7 @@ _TREES_KEPT = 200
 async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config: RunnableConfig) -> Tree:
     """The tree of this id: the one that this process has, else one rebuilt from the record.
 
-    Without a thread (no checkpointer) nothing can outlive the process, so its replies stay in memory.
+    Without a checkpointer nothing can outlive the process, so its replies stay in memory.
     """
     with _trees_lock:
         tree = _trees.get(id)
@@ -336,7 +339,7 @@ async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config:
         tree.ledger.go_on()
         await tree.log.open()
         return tree
-    lasting = config.get("configurable", {}).get("thread_id") is not None
+    lasting = config.get("configurable", {}).get(CHECKPOINTER) is not None
     most = min(limits.max_concurrency, config.get("max_concurrency") or limits.max_concurrency)
     tree = Tree(id, limits, store if lasting else InMemoryByteStore(), most, lasting=lasting)
     if lasting:
@@ -364,11 +367,14 @@ def forget_tree(id: str) -> None:
 
 
 def forget_failed(run: str) -> None:
-    """Lets go of the trees of a run that failed, where it cannot be resumed."""
+    """Lets go of the trees of a run that failed; of one that can be resumed only the threads, which come anew."""
     with _trees_lock:
-        failed = [tree for tree in _trees.values() if tree.run == run and not tree.lasting]
+        failed = [tree for tree in _trees.values() if tree.run == run]
     for tree in failed:
-        forget_tree(tree.id)
+        if tree.lasting:
+            tree.close()
+        else:
+            forget_tree(tree.id)
 
 
 def _keep(tree: Tree) -> Tree:

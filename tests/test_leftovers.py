@@ -7,17 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 
 from conftest import kernels
 from model_server import Answer, scripted
 from rlm_graph.errors import ModelError
+from rlm_graph.tree import _trees
 
 TEXT = "some text to work on. " * 100
+THREAD: Any = {"configurable": {"thread_id": "1"}}
 ASKS = scripted("```repl chunk\ngot = llm_query_batched(['p'] * 5)\nanswer['ready'] = True\n```")
 
 
@@ -43,6 +47,26 @@ async def test_none_after_an_exception(scene: Any) -> None:
     with pytest.raises(ModelError):
         await scene(root).rlm().ainvoke({"question": "q", "context": TEXT})
     assert await until(lambda: not kernels())
+
+
+def test_no_thread_after_a_failed_run_that_could_be_resumed(scene: Any) -> None:
+    root = scripted("```repl chunk\ngot = llm_query_batched(['p'] * 5)\n```", Answer("down", status=400))
+    with pytest.raises(ModelError):
+        scene(root).rlm(checkpointer=InMemorySaver()).invoke({"question": "q", "context": TEXT}, THREAD)
+    assert asyncio.run(until(lambda: not model_threads()))
+
+
+async def test_a_thread_without_a_checkpointer_leaves_nothing_of_a_failed_run(scene: Any, home: Path) -> None:
+    root = scripted("```repl chunk\ngot = llm_query_batched(['p'] * 5)\n```", Answer("down", status=400))
+    before = set(_trees)
+    with pytest.raises(ModelError):
+        await scene(root).rlm().ainvoke({"question": "q", "context": TEXT}, THREAD)
+    assert not [path for path in home.rglob("*") if "reply" in path.parts]
+    assert set(_trees) == before
+
+
+def model_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("rlm-model")]
 
 
 @pytest.mark.parametrize("where", ["computing", "waiting for answers", "nested"])

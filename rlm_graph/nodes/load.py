@@ -20,10 +20,7 @@ from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Source, State
 from rlm_graph.sweep import keep_small, touch
-from rlm_graph.tree import tree_of
-
-_CHECKPOINTER = "__pregel_checkpointer"
-"""Where LangGraph's configuration carries the checkpointer; it has no public name."""
+from rlm_graph.tree import CHECKPOINTER, tree_of
 
 _SAID_LINES, _SAID_CHARS = 6, 400
 """How much of the earlier conversation the root is told, in lines and in characters of each."""
@@ -116,7 +113,7 @@ async def _raw_context(state: State, config: RunnableConfig) -> Any:
     if held is not None:
         return held.take() if isinstance(held, Opaque) else held
     configurable = config.get("configurable", {})
-    saver = configurable.get(_CHECKPOINTER)
+    saver = configurable.get(CHECKPOINTER)
     if saver is None:
         return None
     graph_ns = configurable.get("checkpoint_ns", "").rpartition("|")[0]
