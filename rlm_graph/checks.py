@@ -27,7 +27,7 @@ CONFIDENT = 0.5
 REFUSED = "Refused"
 """The error of an attempt that the model refused."""
 _KEPT_QUOTES = 20
-_ILL_OPENED, _ILL_OPENINGS = re.compile(r"\{\s*[{\[\]]|\[\s*\}"), 20
+_ILL_OPENED, _ILL_OPENED_CHARS = re.compile(r"\{\s*[^\s\w\"'“”}]|\[\s*[,:}]"), 50_000
 _REASON_CHARS = 300
 
 Verify = Literal["evidence", "twice", "off"]
@@ -138,7 +138,7 @@ def repaired(text: str) -> Any:
     """
     depths = accumulate(((c in "{[") - (c in "}]") for c in text), lambda depth, step: max(0, depth + step))
     try:
-        hopeless = len(_ILL_OPENED.findall(text)) > _ILL_OPENINGS or max(depths, default=0) > DEEPEST
+        hopeless = len(_ILL_OPENED.findall(text)) * len(text) > _ILL_OPENED_CHARS or max(depths, default=0) > DEEPEST
         return "" if hopeless else json_repair.loads(text)
     except (ValueError, RecursionError):
         return ""

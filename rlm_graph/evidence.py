@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Literal
 
 from rapidfuzz.distance import Levenshtein
@@ -84,7 +85,8 @@ def places(quote: str, text: str) -> list[Place]:
         return [alone] if alone is not None else []
     if len(parts) > PARTS or any(is_short(part) for part in parts):
         return []
-    return next((found for first in _standing(parts[0], text) if (found := _followed(first, parts[1:], text))), [])
+    firsts = islice(_standing(parts[0], text), _NEAR)
+    return next((found for first in firsts if (found := _followed(first, parts[1:], text))), [])
 
 
 def _followed(first: Place, parts: Sequence[str], text: str) -> list[Place]:
@@ -94,7 +96,7 @@ def _followed(first: Place, parts: Sequence[str], text: str) -> list[Place]:
         # Where what follows is written differently it is longer or shorter than the part, by white space above all.
         start = found[-1].end
         near = text[start : start + GAP + 2 * len(part) + 100]
-        here = next((p for p in _standing(part, near) if not _inside(text, start + p.end)), None)
+        here = next((p for p in _standing(part, near, folded) if not _inside(text, start + p.end)), None)
         if here is None or here.start > GAP or _DENIED.search(near, 0, here.start):
             return []
         found.append(Place(start + here.start, start + here.end, here.how))
@@ -119,14 +121,14 @@ def place(quote: str, text: str) -> Place | None:
     return _with_slips(quote.strip(), text) if SLIPS_FROM <= len(quote.strip()) <= SLIPS_TO else None
 
 
-def _standing(quote: str, text: str) -> Iterator[Place]:
+def _standing(quote: str, text: str, fold: Callable[[str], Folded] | None = None) -> Iterator[Place]:
     """Where a quote stands exactly, or else folded, without a word or number cut."""
     quote = quote.strip()
     exact = [Place(start, start + len(quote), "exact") for start in _hits(quote, text)]
     if exact or not (wanted := folded(quote).text):
         yield from exact
         return
-    whole = _held(text)
+    whole = (fold or _held)(text)
     for start in _hits(wanted, whole.text):
         yield _in_original(whole, start, start + len(wanted), text, "folded")
 

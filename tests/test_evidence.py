@@ -150,6 +150,7 @@ def test_white_space_makes_no_difference(text: str, start: int, end: int, space:
         ("[" * 100_000, []),
         ("{ " * 50_000, []),
         ("{ ] " * 50_000, []),
+        ("{ , " * 40 + "word " * 10_000, []),
         (("{ " * 40 + "}" * 40) * 500, []),
         ('{"results": 7}', []),
     ],
