@@ -96,7 +96,7 @@ def kernels() -> set[int]:
             command = stat.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and b"inside" in command and fields[0] != "Z":
+        if int(fields[1]) == os.getpid() and b"launch.py" in command and fields[0] != "Z":
             mine.add(int(stat.parent.name))
     return mine
 

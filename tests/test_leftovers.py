@@ -150,7 +150,7 @@ async def children_of(pid: int) -> list[int]:
 def is_child(process: Path, parent: int) -> bool:
     try:
         of_it = int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent
-        return of_it and b"inside" in (process / "cmdline").read_bytes()
+        return of_it and b"launch.py" in (process / "cmdline").read_bytes()
     except OSError:
         return False
 
