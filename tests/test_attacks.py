@@ -56,8 +56,8 @@ def kernel_of(session: Session) -> int:
     return [session.pid, *[child.pid for child in psutil.Process(session.pid).children(recursive=True)]][-1]
 
 
-async def run(session: Session, code: str) -> Done:
-    out = await session.run(7, textwrap.dedent(code), facts=FACTS)
+async def run(session: Session, code: str, index: int = 7) -> Done:
+    out = await session.run(index, textwrap.dedent(code), facts=FACTS)
     while isinstance(out, Waiting):
         session.give({call.number: Reply(text=f"re: {call.prompt}") for call in out.calls})
         out = await session.wait()
@@ -86,7 +86,7 @@ class Prison:
         except KernelError as error:
             printed = str(error)
             self.session = await start_session(self.options, name="attacker")
-        assert (await run(self.session, "print(llm_query('are you there?'))")).stdout == "re: are you there?\n"
+        assert (await run(self.session, "print(llm_query('are you there?'))", 8)).stdout == "re: are you there?\n"
         return printed
 
     def other_is_untouched(self) -> bool:

@@ -121,6 +121,15 @@ def js(browser: Any, code: str) -> Any:
     return browser.execute_script(f"return {code}")
 
 
+def shown(browser: Any, selector: str) -> str:
+    """The text of an element, once it is there: a browser tells of what was opened a moment later."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    found = WebDriverWait(browser, 10).until(lambda page: page.find_elements(By.CSS_SELECTOR, selector))
+    return str(found[0].get_attribute("textContent"))
+
+
 def press(browser: Any, *keys: str) -> None:
     for key in keys:
         browser.switch_to.active_element.send_keys(key)
@@ -135,7 +144,7 @@ def test_it_opens_without_an_error_and_loads_nothing(opened: Any) -> None:
 def test_the_tree_unfolds_and_folds_by_keyboard(opened: Any) -> None:
     js(opened, "document.querySelector('#tree details details > summary').focus()")
     press(opened, "\ue007")
-    assert "```repl probe" in js(opened, "document.querySelector('#tree details details[open] pre').textContent")
+    assert "```repl probe" in shown(opened, "#tree details details[open] pre")
     press(opened, "\ue007")
     assert js(opened, "document.querySelectorAll('#tree details details[open]').length") == 0
 
