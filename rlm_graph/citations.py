@@ -48,18 +48,18 @@ def _standing(name: str | int, start: int, end: int, quote: str, text: str | Non
     return None if start < 0 else {"source": name, "start": start, "end": end, "quote": quote}
 
 
-def texts_of(source: Source, store: BaseStore[str, bytes], names: set[str]) -> dict[str, str]:
-    """The texts of a source by the names that pieces have for them, as far as they are among `names`."""
+def texts_of(source: Source, store: BaseStore[str, bytes], names: set[str] | None = None) -> dict[str, str]:
+    """The texts of a source by the names that pieces have for them, as far as they are among `names`; None: all."""
     bound = binding(source, store)
     content = Path(bound["path"]).read_bytes()
     if bound["kind"] == "files":
         manifest = json.loads(content)
         root = Path(manifest["root"])
-        wanted = ((name, encoding) for name, encoding in manifest["files"] if name in names)
+        wanted = ((name, encoding) for name, encoding in manifest["files"] if names is None or name in names)
         return {name: decoded((root / name).read_bytes(), encoding) for name, encoding in wanted}
     text = decoded(content, bound.get("encoding", "utf-8"))
     value = text if bound["kind"] == "text" else json.loads(text)
-    return {str(name): text for name, text in items(value) if str(name) in names}
+    return {str(name): text for name, text in items(value) if names is None or str(name) in names}
 
 
 def coverage_of(journal: Iterable[Cell], source: Source, *, direct: bool) -> Coverage:

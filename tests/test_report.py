@@ -110,9 +110,9 @@ def opened(chrome: Any, trajectory: Path, tmp_path: Path) -> Any:
     return show(chrome, read_trace(trajectory), tmp_path)
 
 
-def show(chrome: Any, run: Trajectory, folder: Path) -> Any:
+def show(chrome: Any, run: Trajectory, folder: Path, texts: dict[str, str] | None = None) -> Any:
     file = folder / "run.html"
-    file.write_text(page(run, texts_of(run, InMemoryByteStore())), "utf-8")
+    file.write_text(page(run, texts or {}), "utf-8")
     chrome.get(file.as_uri())
     return chrome
 
@@ -170,9 +170,7 @@ def test_a_failed_call_is_marked_and_says_why(opened: Any) -> None:
 def test_a_citation_opens_at_its_place_in_the_source(chrome: Any, trajectory: Path, tmp_path: Path) -> None:
     run = read_trace(trajectory)
     cited(run)
-    file = tmp_path / "run.html"
-    file.write_text(page(run, {"text": TEXT}), "utf-8")
-    chrome.get(file.as_uri())
+    show(chrome, run, tmp_path, {"text": TEXT})
     js(chrome, "document.querySelector('#citations summary').focus()")
     press(chrome, "\ue007")
     assert js(chrome, "document.querySelector('#citations pre').innerText").startswith("The word is kiwi. <script>")
@@ -182,9 +180,7 @@ def test_a_citation_opens_at_its_place_in_the_source(chrome: Any, trajectory: Pa
 def test_what_was_read_is_drawn_and_what_was_not_is_named(chrome: Any, trajectory: Path, tmp_path: Path) -> None:
     run = read_trace(trajectory)
     cited(run)
-    file = tmp_path / "run.html"
-    file.write_text(page(run, {"text": TEXT}), "utf-8")
-    chrome.get(file.as_uri())
+    show(chrome, run, tmp_path, {"text": TEXT})
     rows = js(chrome, "[...document.querySelectorAll('#strip path')].map((path) => path.getAttribute('d'))")
     assert [row.count("M") for row in rows] == [4, 1, 1]
     told = js(chrome, "document.getElementById('covered').textContent")

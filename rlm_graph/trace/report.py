@@ -12,11 +12,8 @@ from typing import Any, cast
 
 from langchain_core.stores import BaseStore
 
-from rlm_graph.context import binding
+from rlm_graph import citations
 from rlm_graph.errors import ContextError, TraceError
-from rlm_graph.kernel.carry import carried
-from rlm_graph.kernel.inside.load import load
-from rlm_graph.kernel.inside.pieces import items
 from rlm_graph.state import Source
 from rlm_graph.store import default_store
 from rlm_graph.trace.trajectory import Trajectory, read_trace
@@ -72,11 +69,9 @@ def page(trajectory: Trajectory, texts: Mapping[str, str]) -> str:
 def texts_of(trajectory: Trajectory, store: BaseStore[str, bytes]) -> dict[str, str]:
     """The texts of the run's context by name; none where they are gone, or have changed since."""
     try:
-        descriptor, bound = carried(binding(cast(Source, trajectory.asked.run["sources"][-1]), store))
-        value = load(bound, descriptor)
+        return citations.texts_of(cast(Source, trajectory.asked.run["sources"][-1]), store)
     except (ContextError, OSError, ValueError):
         return {}
-    return {str(source): text for source, text in items(value)}
 
 
 def _part(name: str) -> str:
