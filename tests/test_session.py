@@ -399,6 +399,19 @@ async def test_what_subprocesses_print_is_output(session):
     assert sorted(done.stdout.split()) == ["a", "b", "c", "d"]
 
 
+async def test_what_is_written_to_the_descriptor_at_the_very_end_of_a_busy_cell_is_shown(session):
+    code = """
+        import os, threading
+        if "spin" not in globals():
+            def spin():
+                while True: pass
+            for _ in range(3): threading.Thread(target=spin, daemon=True).start()
+        n = os.write(1, b"last words")
+    """
+    shown = [(await run(session, code, index=index)).stdout for index in range(1, 31)]
+    assert shown == ["last words"] * 30
+
+
 async def test_an_endless_traceback_is_bounded(session):
     done = await run(session, "def f(n): return f(n + 1)\nf(0)")
     assert "RecursionError" in done.error

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,8 @@ class Desk:
         sys.stdout, sys.stderr = self._streams
         self._calls.shut()
         for stream in self._streams:
-            stream.drain()
+            with suppress(OSError):  # the cell closed its descriptor, or the log is full
+                stream.take_in()
         text = message if error is None else describe(error, self._memory)
         del error
         report = {"index": self.index, "output": output.SCREEN.output.text(), "error": text} | self._report()

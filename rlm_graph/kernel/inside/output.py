@@ -19,6 +19,7 @@ from ipykernel.zmqshell import ZMQDisplayPublisher
 from .bound import clean, joined
 
 _LOG_BYTES = 64_000
+_PIPE_BYTES = 65_536  # what a pipe holds
 
 
 class Output:
@@ -78,6 +79,12 @@ SCREEN = Screen()
 class BoundedStream(OutStream):
     """`sys.stdout` and `sys.stderr` of the kernel; nothing of theirs goes by iopub, which loses messages."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._taking_in = _thread.allocate_lock()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._log_room = _LOG_BYTES
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+
     def write(self, string: str) -> int:
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
@@ -93,32 +100,39 @@ class BoundedStream(OutStream):
 
     def _watch_pipe_fd(self) -> None:
         """Takes in what subprocesses and C code write to the descriptor itself."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        log_room = _LOG_BYTES
+        waiting = self._readable()
         while self._should_watch:
             try:
-                read = os.read(self._fid or 0, 65_536)
-                if not read:
+                waiting.poll()
+                if not self.take_in():
                     return
-                SCREEN.output.write(decoder.decode(read))
-                if log_room > 0:
-                    # The last words of a library that aborts the process explain its death to the host.
-                    log_room -= os.write(self._original_stdstream_copy, read[:log_room])
             except Exception:
                 time.sleep(0.01)
+
+    def take_in(self) -> bool:
+        """Puts on the screen what has been written to the descriptor; False if nobody can write to it any more.
+
+        The lock is for what the other thread has read but not put there yet: an empty pipe does not tell of it.
+        """
+        with self._taking_in:
+            if not self._readable().poll(0):
+                return True
+            read = os.read(self._fid or 0, _PIPE_BYTES)
+            SCREEN.output.write(self._decoder.decode(read))
+        if self._log_room > 0:
+            # The last words of a library that aborts the process explain its death to the host.
+            self._log_room -= os.write(self._original_stdstream_copy, read[: self._log_room])
+        return bool(read)
+
+    def _readable(self) -> select.poll:
+        readable = select.poll()
+        readable.register(self._fid or 0, select.POLLIN)
+        return readable
 
     def note(self, text: str) -> None:
         """Writes to the process' own log, for the host to find."""
         with suppress(OSError):  # it is full
             os.write(self._original_stdstream_copy, f"{text}\n".encode())
-
-    def drain(self) -> None:
-        """Waits, briefly, until what was written to the descriptor has been taken in."""
-        waiting = select.poll()
-        waiting.register(self._fid or 0, select.POLLIN)
-        until = time.monotonic() + 0.2
-        while waiting.poll(0) and time.monotonic() < until:
-            time.sleep(0.001)
 
 
 class DisplayHook(ZMQShellDisplayHook):
