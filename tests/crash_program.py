@@ -58,9 +58,7 @@ class Task:
         root, sub = (
             ChatOpenAI(model=m, base_url=self.base_url, api_key="none", max_retries=0) for m in ("root", "sub")
         )
-        return create_rlm(
-            root, sub, direct_below=0, limits=Limits(max_concurrency=8), checkpointer=checkpointer
-        )
+        return create_rlm(root, sub, direct_below=0, limits=Limits(max_concurrency=8), checkpointer=checkpointer)
 
 
 def saver_of(name: str) -> AbstractAsyncContextManager[Any]:

@@ -13,7 +13,7 @@ import pytest
 from dev_server import DevServer
 
 pytest.importorskip("langgraph_api", reason="needs the extra `studio` (langgraph-cli[inmem])")
-GRAPH = '''
+GRAPH = """
 from langchain_core.language_models.chat_models import SimpleChatModel
 from rlm_graph import create_rlm
 
@@ -29,7 +29,7 @@ root = Scripted(replies=[
     "```repl compose\\nanswer['content'] = len(found)\\nanswer['ready'] = True\\n```",
 ])
 rlm = create_rlm(root, Scripted(replies=["a reply of some length " * 20]), direct_below=0)
-'''
+"""
 
 
 @pytest.fixture
