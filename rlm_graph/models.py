@@ -36,7 +36,10 @@ _KEY_LIKE = re.compile(
 USUAL_REPLY = 4_000
 """Tokens of a long reply, reasoning included, where no maximum was set."""
 
-_FIRST_PAUSE_SECONDS = 0.5
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0
+_OF_A_CONNECTION = re.compile(r"Timeout|^(?:API)?Connect(?:ion)?Error$|^TransportError$")
+"""Names of error classes by which the clients of all providers (httpx, requests, aiohttp, botocore, …) tell of one."""
+
 _synchronous: contextvars.ContextVar[bool] = contextvars.ContextVar("rlm_graph_synchronous", default=False)
 
 
@@ -86,10 +89,21 @@ def name_of(model: Runnable[Any, Any]) -> str:
 
 def is_transient(error: BaseException) -> bool:
     """Whether asking again may help: a time-out, a lost connection, too many requests, a server's own failure."""
-    if isinstance(error, TimeoutError | ConnectionError):
+    if any(_OF_A_CONNECTION.search(kind.__name__) for kind in type(error).__mro__):
         return True
-    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(status, int) and (status in {408, 429} or status >= 500)
+    response = getattr(error, "response", None)
+    told = (getattr(error, "status_code", None), getattr(response, "status_code", None), getattr(error, "code", None))
+    status = next((each for each in told if isinstance(each, int)), 0)
+    return status in {408, 429} or status >= 500
+
+
+def _pause(error: BaseException, tried: int) -> float:
+    """Seconds to wait before the next try: as many as the server says in Retry-After, else twice as many each time."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return min(float(headers.get("retry-after") or headers["Retry-After"]), _LONGEST_PAUSE_SECONDS)
+    except (KeyError, TypeError, ValueError):
+        return min(_FIRST_PAUSE_SECONDS * 2**tried * (1 + random.random()), _LONGEST_PAUSE_SECONDS)
 
 
 def note_of(model: Runnable[Any, Any]) -> str | None:
@@ -192,8 +206,8 @@ async def ask(
 ) -> AIMessage:
     """One model call: awaited on this loop, or in a thread of `threads` when the run is synchronous.
 
-    A transient failure is tried again, with back-off, unless the model has a `max_retries` of its own and so sees to
-    that by itself (ChatOpenAI does, and honours Retry-After).
+    A transient failure is tried again, with back-off or when the server says (Retry-After), unless the model has a
+    `max_retries` of its own and so sees to that by itself, as ChatOpenAI does.
 
     Args:
         model: Who is asked.
@@ -204,15 +218,16 @@ async def ask(
         reply: Tokens that the reply may have; None: as many as the model gives.
     """
     model = at_most(model, reply)
-    try:
-        return await _asked(model, messages, config, threads)
-    except Exception as error:
-        if tries == 0 or hasattr(_innermost(model), "max_retries") or not is_transient(error):
-            raise
-    # Wrapped only now: a wrapper around every call would cost more than the rest of what we do for it.
-    await asyncio.sleep(_FIRST_PAUSE_SECONDS * (1 + random.random()))
-    again = model.with_retry(retry_if_exception_type=is_transient, stop_after_attempt=tries)
-    return await _asked(again, messages, config, threads)
+    tried = 0
+    while True:
+        try:
+            return await _asked(model, messages, config, threads)
+        except Exception as error:
+            if tried == tries or hasattr(_innermost(model), "max_retries") or not is_transient(error):
+                raise
+            pause = _pause(error, tried)
+        tried += 1
+        await asyncio.sleep(pause)
 
 
 async def ask_structured(

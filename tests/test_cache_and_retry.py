@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -97,6 +100,46 @@ async def test_a_model_without_retries_of_its_own_is_tried_again_when_that_may_h
     rlm = create_rlm(scene(one_cell("answer['content'] = llm_query('a')")).root, shaky, direct_below=0)
     out = await rlm.ainvoke({"question": "q", "context": TEXT})
     assert (out["answer"], shaky.tries) == ("fine", 3)
+
+
+REQUEST = httpx.Request("POST", "http://127.0.0.1/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ReadTimeout("no reply"),
+        httpx.ConnectError("nobody listens"),
+        httpx.RemoteProtocolError("server disconnected"),
+        openai.APITimeoutError(REQUEST),
+        openai.APIConnectionError(request=REQUEST),
+        ConnectionResetError("reset by peer"),
+        TimeoutError(),
+        httpx.HTTPStatusError("busy", request=REQUEST, response=httpx.Response(503, request=REQUEST)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_time_outs_and_lost_connections_of_every_client_are_tried_again(scene: Any, error: Exception) -> None:
+    shaky = Shaky(error=error, failures=1)
+    rlm = create_rlm(scene(one_cell("answer['content'] = llm_query('a')")).root, shaky, direct_below=0)
+    out = await rlm.ainvoke({"question": "q", "context": TEXT})
+    assert (out["answer"], shaky.tries) == ("fine", 2)
+
+
+async def test_our_own_tries_wait_as_long_as_the_server_says(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = httpx.Response(429, headers={"Retry-After": "7"}, request=REQUEST)
+    shaky = Shaky(error=httpx.HTTPStatusError("slow down", request=REQUEST, response=response), failures=1)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def slept(seconds: float, *more: Any) -> Any:
+        pauses.append(seconds)
+        return await sleep(0 if seconds == 7.0 else seconds, *more)
+
+    monkeypatch.setattr(asyncio, "sleep", slept)
+    rlm = create_rlm(scene(one_cell("answer['content'] = llm_query('a')")).root, shaky, direct_below=0)
+    assert (await rlm.ainvoke({"question": "q", "context": TEXT}))["answer"] == "fine"
+    assert 7.0 in pauses
 
 
 async def test_what_is_not_transient_is_tried_once(scene: Any) -> None:
