@@ -12,6 +12,7 @@ from langgraph.cache.base import BaseCache
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel.remote import RemoteGraph
+from langgraph.store.base import BaseStore as Store
 from langgraph.types import Checkpointer
 
 from rlm_graph import flow
@@ -51,6 +52,7 @@ def create_rlm(
     limits: Limits | None = None,
     direct_below: int = 16_000,
     checkpointer: Checkpointer = None,
+    store: Store | None = None,
     cache: BaseCache[Any] | None = None,
     prices: Prices | None = None,
     approve_above: int | Approval | None = None,
@@ -81,6 +83,7 @@ def create_rlm(
         limits: How much one question may do.
         direct_below: Tokens below which the context goes straight into one prompt of the root; 0: never.
         checkpointer: Where LangGraph keeps the thread.
+        store: LangGraph's store, for `tools` that ask it with `get_store()`: what is remembered across threads.
         cache: A LangGraph cache in which sub-models' replies are looked up by content (model, settings, prompt), across
             runs. Equal prompts of one cell still get a sample each. None: nothing is looked up.
         prices: US dollars for a million input and a million output tokens, `{"model name": (0.25, 2.0)}`, of models
@@ -142,7 +145,7 @@ def create_rlm(
         sub_graph=sub_graph,
         name=name,
     )
-    return graph.compile(checkpointer=checkpointer, name=name)
+    return graph.compile(checkpointer=checkpointer, store=store, name=name)
 
 
 def build_rlm(

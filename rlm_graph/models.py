@@ -103,7 +103,7 @@ def _pause(error: BaseException, tried: int) -> float:
     try:
         return min(float(headers.get("retry-after") or headers["Retry-After"]), _LONGEST_PAUSE_SECONDS)
     except (KeyError, TypeError, ValueError):
-        return min(_FIRST_PAUSE_SECONDS * 2**tried * (1 + random.random()), _LONGEST_PAUSE_SECONDS)
+        return min(_FIRST_PAUSE_SECONDS * 2.0**tried * (1 + random.random()), _LONGEST_PAUSE_SECONDS)
 
 
 def note_of(model: Runnable[Any, Any]) -> str | None:

@@ -14,7 +14,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolCallId, ToolException, tool
 from langchain_mcp_adapters.client import MultiServerMCPClient
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_store
 from langgraph.prebuilt import InjectedState, ToolRuntime
+from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, Field
 
@@ -346,3 +348,25 @@ async def test_a_kernel_cannot_give_what_only_the_host_may(given: Any) -> None:
     reply = await call_tool(mine, given, "id", {}, None)  # type: ignore[arg-type]
     assert reply.error == "ToolError"
     assert reply.message.startswith("the tool 'look_up' failed: TypeError: it")
+
+
+@tool
+def remember(word: str) -> str:
+    """Adds a word to what is remembered, and gives what was there before."""
+    before = get_store().get(("words",), "all")
+    get_store().put(("words",), "all", {"words": word})
+    return before.value["words"] if before else ""
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+async def test_tools_find_the_store_that_the_graph_was_made_with(scene: Scene, how: str) -> None:
+    nested = "rlm_query('again', 'a text ' * 400)"
+    root = scripted(f"```repl chunk\nanswer['content'] = remember('new') + {nested}; answer['ready'] = True\n```")
+    store = InMemoryStore()
+    store.put(("words",), "all", {"words": "old "})
+    s = scene(root, delivers("got = remember('newest')"))
+    rlm = s.rlm(tools=[remember], store=store)
+    given = {"question": "q", "context": TEXT}
+    out = await rlm.ainvoke(given) if how == "ainvoke" else await asyncio.to_thread(rlm.invoke, given)
+    assert out["answer"] == "old 'new'"
+    assert store.get(("words",), "all").value == {"words": "newest"}
