@@ -101,7 +101,8 @@ def _pause(error: BaseException, tried: int) -> float:
     """Seconds to wait before the next try: as many as the server says in Retry-After, else twice as many each time."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
-        return min(float(headers.get("retry-after") or headers["Retry-After"]), _LONGEST_PAUSE_SECONDS)
+        told = float(headers.get("retry-after") or headers["Retry-After"])
+        return max(0.0, min(told, _LONGEST_PAUSE_SECONDS))
     except (KeyError, TypeError, ValueError):
         return min(_FIRST_PAUSE_SECONDS * 2.0**tried * (1 + random.random()), _LONGEST_PAUSE_SECONDS)
 

@@ -138,8 +138,11 @@ REBUILT = "The kernel was rebuilt, and {news}."
 CHECK_VARIABLES = "Check its variables before you use them."
 LOST = (
     "KernelError: {error}. This cell was lost and its kernel with it. The kernel starts anew and the earlier "
-    "cells run again there, so their variables are back."
+    "cells run again there, so their variables are back{named}."
 )
+_NAMED = 12
+"""Variables that the root is told it has again."""
+LATE = "(printed by an earlier cell, after its end: {late!r})"
 
 NO_DEPTH = "no calls at depth {depth}: max_depth is {max_depth}"
 NO_SUCH_MODEL = "no model {model!r} here: leave `model` out"
@@ -285,6 +288,8 @@ def left_note(notice: str, *, turns_left: int, left: Left, exhausted: bool) -> s
 def cell_heard(cell: Cell) -> str:
     """What the root reads of a cell that ran: its output, what its phase reports, and its traceback."""
     lines = [f"[{cell['phase']} cell {cell['index']}]"]
+    if late := cell["report"].get("late", "").strip():
+        lines.append(LATE.format(late=late))
     lines.append(cell["stdout"].rstrip("\n") if cell["stdout"].strip() else "(it printed nothing)")
     if calls := _calls_line(cell):
         lines.append(calls)
@@ -294,6 +299,14 @@ def cell_heard(cell: Cell) -> str:
     if cell["error"]:
         lines.append(cell["error"].rstrip("\n"))
     return "\n".join(lines)
+
+
+def lost(error: object, journal: Sequence[Cell]) -> str:
+    """What the root reads of a cell that was lost with its kernel, and which variables it has again."""
+    rows = next((cell["report"].get("vars") for cell in reversed(journal) if not cell["lost"]), None) or []
+    named = ", ".join(f"`{name}` ({kind})" for name, kind, _ in rows[:_NAMED])
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return LOST.format(error=error, named=f": {named}{more}" if named else "")
 
 
 def heard(first: str, cells: Sequence[Cell], note: str) -> str:

@@ -45,10 +45,6 @@ CELLS = {
     "sys.exit": ("import sys\nsys.exit()", "sys.exit() does nothing here"),
     "exit": ("exit()", "exit() does nothing here"),
     "input": ("input('name? ')", "input()"),
-    "a thread that prints later": (
-        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()\n1/0",
-        "ZeroDivisionError",
-    ),
     "top-level await": ("import asyncio\nawait asyncio.sleep(0.01)\nprint('awaited')", "awaited"),
 }
 
@@ -66,6 +62,26 @@ async def test_the_run_goes_on_and_the_root_is_told(scene: Any, name: str) -> No
     assert told in heard
     assert len(heard) < 12_000
     assert host.memory_info().rss - before < 50_000_000
+
+
+async def test_what_a_thread_prints_after_the_end_of_its_cell_is_told_with_the_next(scene: Any) -> None:
+    tells = "import threading, time\ndef tell():\n    while True:\n        print('late')\n        time.sleep(0.01)"
+    first = f"```repl probe\n{tells}\nthreading.Thread(target=tell, daemon=True).start()\n```"
+    s = scene(scripted(first, *["```repl probe\npass\n```"] * 3, "FINAL(42)"), latency=0.5)
+    await s.rlm().ainvoke({"question": "q", "context": TEXT})
+    assert "]\n(printed by an earlier cell, after its end: 'late\\nlate" in s.root_prompts()[-1]
+
+
+async def test_the_root_is_told_which_variables_it_has_again(scene: Any) -> None:
+    cells = (
+        "```repl probe\nfound = ['a', 'b']\nsizes = {'a': 1}\n```",
+        "```repl probe\nimport os\nos._exit(0)\n```",
+        "```repl compose\nanswer['content'] = len(found); answer['ready'] = True\n```",
+    )
+    s = scene(scripted(*cells))
+    out = await s.rlm().ainvoke({"question": "q", "context": TEXT})
+    assert out["answer"] == "2"
+    assert "so their variables are back: `found` (list), `sizes` (dict)." in s.root_prompts()[2]
 
 
 async def test_a_cell_that_waits_for_slow_answers_is_not_out_of_time(scene: Any) -> None:

@@ -149,7 +149,7 @@ class PythonThread:
             except KernelError as error:
                 if error.cause == "start":
                     raise
-                told = prompts.LOST.format(error=error)
+                told = prompts.lost(error, self._journal)
                 self._note(code, begun.number, Done("", told, None, {}), asked=0, lost=True)
                 return Ran(told, failed=True)
             news, kernel.told = kernel.told, []
@@ -189,7 +189,7 @@ class PythonThread:
                 "failed": 0,
                 "refused": 0,
                 "calls": None,
-                "report": {},
+                "report": {"vars": done.report.get("vars")},
                 "lost": lost,
             }
         )
@@ -302,6 +302,8 @@ def _shown(done: Done, news: Sequence[str], *, first: bool) -> str:
     lines = [prompts.REBUILT.format(news=line) for line in news]
     if news:
         lines.append(prompts.CHECK_VARIABLES)
+    if late := done.report.get("late", "").strip():
+        lines.append(prompts.LATE.format(late=late))
     lines.append(done.stdout.rstrip("\n") if done.stdout.strip() else "" if done.error else prompts.PRINTED_NOTHING)
     if done.error:
         lines.append(done.error.rstrip("\n"))

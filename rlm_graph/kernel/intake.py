@@ -6,7 +6,7 @@ import re
 from typing import Any, cast, get_args
 
 from ..state import Call, CallKind, Done
-from .inside.bound import bounded
+from .inside.bound import LATE_CHARACTERS, bounded
 from .inside.frames import Malformed
 from .inside.reading import PARTS
 
@@ -74,7 +74,7 @@ def read_report(arg: dict[str, Any], output_limit: int) -> Done:
     Raises:
         Malformed: it is no report.
     """
-    output, error = arg.get("output"), arg.get("error")
+    output, error, late = arg.get("output"), arg.get("error"), arg.get("late")
     if not isinstance(output, str) or not (error is None or isinstance(error, str)):
         raise Malformed("a report without output")
     return Done(
@@ -82,6 +82,7 @@ def read_report(arg: dict[str, Any], output_limit: int) -> Done:
         error=None if error is None else _shown(error, _ERROR_LIMIT),
         answer=_read_answer(arg.get("answer")),
         report={
+            "late": _shown(late, LATE_CHARACTERS + _SLACK) if isinstance(late, str) else "",
             "vars": _read_variables(arg.get("vars")),
             "candidates": _read_summary(arg.get("candidates")),
             "chunks": _read_summary(arg.get("chunks")),

@@ -197,7 +197,8 @@ async def _draft(done: Done, tree: Tree) -> Draft | None:
 
 
 def _reported(done: Done, state: State, reported: tuple[str, ...]) -> dict[str, Any]:
-    report = {name: dict(done.report[name]) for name in reported if done.report.get(name)}
+    report: dict[str, Any] = {name: dict(done.report[name]) for name in reported if done.report.get(name)}
+    report |= {name: done.report[name] for name in ("late", "vars") if done.report.get(name)}
     if (kept := report.get("candidates")) and (chars := state["sources"][-1].get("chars")):
         kept["share"] = min(1.0, kept["chars"] / chars)
     return report
@@ -223,7 +224,7 @@ def _cell(state: State, work: Work, stdout: str, error: str | None, report: dict
 
 
 def _lost_cell(state: State, work: Work, error: KernelError) -> Cell:
-    told = prompts.LOST.format(error=error)
+    told = prompts.lost(error, work.journal)
     return {**_cell(state, work, "", told, {}), "lost": True}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LATE_CHARACTERS = 300
+"""How much is kept of what threads and children print after the end of their cell."""
+
 
 def clean(text: str) -> str:
     """Escapes lone surrogates, which no encoder downstream takes."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import output
+from .bound import LATE_CHARACTERS
 from .calls import Calls
 from .checked import Result, sub_call_names
 from .cited import citations
@@ -54,7 +55,9 @@ class Desk:
         self._bound: dict[str, Any] = {}
         self._answer = Answer()
         self._before = self._answer_value()
-        self.index = 0
+        self.index = -1
+        self._late = ""
+        """What was printed after the end of the cell before."""
         self.running = False
         calls = call_names(self._calls)
         errors = {name: each for name, each in calls.items() if isinstance(each, type)}
@@ -130,8 +133,9 @@ class Desk:
     def _begin(self, arg: dict[str, Any]) -> None:
         self.repair()
         sys.stdout, sys.stderr = self._streams
+        late = output.SCREEN.turn(arg["output"])
+        self._late = late if self.index >= 0 else ""
         self.index, self._facts = arg["index"], arg["facts"]
-        output.SCREEN.output = output.Output(arg["output"])
         if self._facts.get("reset_answer"):
             self._answer = Answer()
             self._results.clear()
@@ -167,7 +171,8 @@ class Desk:
                 stream.take_in()
         text = message if error is None else describe(error, self._memory)
         del error
-        report = {"index": self.index, "output": output.SCREEN.output.text(), "error": text} | self._report()
+        printed = output.SCREEN.turn(LATE_CHARACTERS)
+        report = {"index": self.index, "output": printed, "late": self._late, "error": text} | self._report()
         try:
             self._wire.send_packed("report", report)
         except Exception as unsendable:

@@ -26,8 +26,6 @@ class Output:
     """One cell's output, of all its streams and threads together, in the order in which it came."""
 
     def __init__(self, limit: int) -> None:
-        # A bare lock: entering one cannot be torn by an interrupt, unlike a Condition or an RLock of Python's.
-        self._lock = _thread.allocate_lock()
         self._tail_room = max(1, limit // 3)
         self._head_room = max(1, limit - self._tail_room)
         self._head: list[str] = []
@@ -36,14 +34,13 @@ class Output:
         self._left_out = 0
 
     def write(self, text: str) -> None:
-        with self._lock:
-            if self._head_room:
-                self._head.append(text[: self._head_room])
-                passed = len(self._head[-1])
-                self._head_room -= passed
-                text = text[passed:]
-            if text:
-                self._keep_tail(text)
+        if self._head_room:
+            self._head.append(text[: self._head_room])
+            passed = len(self._head[-1])
+            self._head_room -= passed
+            text = text[passed:]
+        if text:
+            self._keep_tail(text)
 
     def _keep_tail(self, text: str) -> None:
         self._left_out += max(0, len(text) - self._tail_room)
@@ -57,9 +54,7 @@ class Output:
 
     def text(self) -> str:
         """Gives what is kept, with one line that says what is not."""
-        with self._lock:
-            head, tail = "".join(self._head), "".join(self._tail)
-            left_out = self._left_out
+        head, tail, left_out = "".join(self._head), "".join(self._tail), self._left_out
         if left_out:
             left_out += max(0, len(tail) - self._tail_room)
             tail = tail[-self._tail_room :]
@@ -67,10 +62,22 @@ class Output:
 
 
 class Screen:
-    """Where every stream of the kernel writes: the output of the cell that runs."""
+    """Where every stream of the kernel writes: the output of the cell that runs, or what comes after its end."""
 
     def __init__(self) -> None:
-        self.output = Output(1)
+        # A bare lock: entering one cannot be torn by an interrupt, unlike a Condition or an RLock of Python's.
+        self._lock = _thread.allocate_lock()
+        self._output = Output(1)
+
+    def write(self, text: str) -> None:
+        with self._lock:
+            self._output.write(text)
+
+    def turn(self, limit: int) -> str:
+        """Gives what was written until now, and begins anew with room for `limit` characters."""
+        with self._lock:
+            written, self._output = self._output, Output(limit)
+        return written.text()
 
 
 SCREEN = Screen()
@@ -89,7 +96,7 @@ class BoundedStream(OutStream):
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
         if os.getpid() == self._master_pid:
-            SCREEN.output.write(string)
+            SCREEN.write(string)
         else:
             # A forked child has a copy of the screen only; its descriptor leads to the parent.
             os.write(self._original_stdstream_fd, string.encode("utf-8", "backslashreplace"))
@@ -118,7 +125,7 @@ class BoundedStream(OutStream):
             if not self._readable().poll(0):
                 return True
             read = os.read(self._fid or 0, _PIPE_BYTES)
-            SCREEN.output.write(self._decoder.decode(read))
+            SCREEN.write(self._decoder.decode(read))
         if self._log_room > 0:
             # The last words of a library that aborts the process explain its death to the host.
             self._log_room -= os.write(self._original_stdstream_copy, read[: self._log_room])
