@@ -83,7 +83,6 @@ def let_go(state: State) -> list[Send] | str:
         "run": state["run"],
         "tree": state["tree"],
         "cell": len(state.get("journal") or []),
-        "wave": wave["number"],
         "kernel": wave["kernel"],
     }
     sends = [Send("sub_call", {**to, "batch": key}) for key in wave["batches"]]
@@ -93,18 +92,8 @@ def let_go(state: State) -> list[Send] | str:
     return sends + [Send("sub_call", {**to, "nested": key}) for key in wave["nested"]]
 
 
-def missing(state: State) -> int:
-    """How many calls of the wave came back with neither an answer nor an error."""
-    wave = state["wave"]
-    if wave is None:
-        return 0
-    return max(0, wave["calls"] - sum(s["calls"] for s in state["settled"] if s["wave"] == wave["number"]))
-
-
 def after_verify(state: State) -> str:
-    """Back to the waiting cell, or to `dispatch` with what has no answer yet, or one that is in doubt."""
-    running = state["running"]
-    assert running is not None
-    wave = state["wave"]
-    again = missing(state) or (wave is not None and wave.get("uncertain"))
-    return "dispatch" if again else running["phase"]
+    """Back to the waiting cell, or to `dispatch` with answers that are in doubt."""
+    wave, running = state["wave"], state["running"]
+    assert wave is not None and running is not None
+    return "dispatch" if wave["uncertain"] else running["phase"]

@@ -26,7 +26,8 @@ class Limits:
         max_concurrency: Model calls in flight at once in the whole tree, roots included.
         max_turns: Root turns of each RLM in the tree.
         max_errors: Turns in a row without a cell, or with a failed one, that end an RLM.
-        max_retries: How often a call is asked again that came back without an answer or an error, or failed its check.
+        max_retries: How often a call is asked again whose answer failed its check, and a transient failure of a model
+            that has no `max_retries` of its own is tried again.
         cell_seconds: Computing time of one cell in seconds; the clock stops while it waits for answers.
         cell_output: Characters of a cell's output that the root is shown: head and tail; the middle is counted.
         kernel_memory: Bytes of data that one kernel may hold.

@@ -58,7 +58,7 @@ class View:
     calls: Mapping[str, Any] = field(default_factory=dict)
     """The latest `progress` event."""
     again: int = 0
-    """Calls that were asked again because nothing came back."""
+    """Calls that were asked again because their answers were in doubt."""
     _runs: dict[str, RunShown] = field(default_factory=dict)
     _at: dict[str, RunShown] = field(default_factory=dict)
     """Runs by the namespace of their graph: a nested one's begins with its parent's."""
@@ -86,7 +86,7 @@ class View:
                 run.cells[-1].state = "done" if event["error"] is None else "failed"
                 run.cells[-1].calls = event["asked"]
             case "verdict":
-                self.again += event["missing"] + event["uncertain"]
+                self.again += event["uncertain"]
             case "answer":
                 run.ended = True
 

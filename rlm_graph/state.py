@@ -184,18 +184,6 @@ class Wave(TypedDict):
     """Key of the waiting cell's kernel in the process that dispatched: a cache's name, nothing durable."""
     uncertain: int
     """How many structured asks `verify` sends back to `dispatch`."""
-    tries: int
-    """How often in a row calls of a wave had come back without anything before this one."""
-
-
-class Settled(TypedDict):
-    """What a `sub_call` task came to: counts only; the replies are in the content store."""
-
-    wave: int
-    calls: int
-    """Calls of the wave that have an answer or a typed error."""
-    taken_up: int
-    """Calls that the cell made meanwhile, and that this task answered as well."""
 
 
 class Draft(TypedDict):
@@ -255,12 +243,6 @@ def _append(entries: Sequence[Any] | None, writes: Sequence[Sequence[Any]]) -> l
     for write in writes:
         joined.extend(write)
     return joined
-
-
-def _of_the_latest_wave(settled: list[Settled], new: list[Settled]) -> list[Settled]:
-    """Keeps the counts of the latest wave only, whatever the order in which its tasks end."""
-    latest = max((s["wave"] for s in [*settled, *new]), default=0)
-    return [s for s in [*settled, *new] if s["wave"] == latest]
 
 
 class Input(TypedDict, total=False):
@@ -336,7 +318,6 @@ class State(Input, Output, total=False):
     """The cell that has begun and not ended: computing, or waiting for answers."""
     phase: Phase
     wave: Wave | None
-    settled: Annotated[list[Settled], _of_the_latest_wave]
     notice: str
     """What the host has to say to the root before its next turn (no cell found, queue dropped, limit reached)."""
     errors: int
@@ -358,7 +339,6 @@ class SubCall(TypedDict):
     tree: str
     cell: int
     """Index of the cell that asks."""
-    wave: int
     kernel: str
     batch: NotRequired[str]
     nested: NotRequired[str]
@@ -366,8 +346,7 @@ class SubCall(TypedDict):
     """The batch is one tool that asks a human: its interrupt is this task's own."""
     allowance: NotRequired[int]
     """Set on the one task of a wave that also takes up the plain calls which the cell makes meanwhile."""
-    settled: NotRequired[Annotated[list[Settled], _of_the_latest_wave]]
 
 
 class SubCallOutput(TypedDict):
-    settled: Annotated[list[Settled], _of_the_latest_wave]
+    """Nothing: replies go on record and to the cell."""

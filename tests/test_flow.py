@@ -10,7 +10,7 @@ from langgraph.types import Send
 
 from rlm_graph import Limits, flow
 from rlm_graph.nodes.dispatch import decide, nested_question, prompt_of
-from rlm_graph.state import Call, Settled, _of_the_latest_wave
+from rlm_graph.state import Call
 
 LIMITS = Limits(max_turns=3, max_errors=2)
 PROBE = {"phase": "probe", "code": "1"}
@@ -32,7 +32,6 @@ def state(**more: Any) -> Any:
         "limit": None,
         "stop_reason": None,
         "wave": None,
-        "settled": [],
         "steps": 1_000,
     }
     return {**base, **more}
@@ -105,7 +104,7 @@ def wave(**more: Any) -> Any:
         "nested": [],
         "calls": 0,
         "allowance": 5,
-        "tries": 0,
+        "uncertain": 0,
         "kernel": "k",
         **more,
     }
@@ -115,9 +114,9 @@ def test_a_wave_is_a_send_for_each_batch_and_each_nested_run_and_one_of_them_pum
     sends = flow.let_go(state(running=CHUNK, wave=wave(batches=["b1", "b2"], nested=["n1"], calls=102)))
     assert isinstance(sends, list) and all(isinstance(s, Send) and s.node == "sub_call" for s in sends)
     assert [s.arg for s in sends] == [
-        {"run": "r", "tree": "t", "cell": 0, "wave": 2, "kernel": "k", "batch": "b1", "allowance": 5},
-        {"run": "r", "tree": "t", "cell": 0, "wave": 2, "kernel": "k", "batch": "b2"},
-        {"run": "r", "tree": "t", "cell": 0, "wave": 2, "kernel": "k", "nested": "n1"},
+        {"run": "r", "tree": "t", "cell": 0, "kernel": "k", "batch": "b1", "allowance": 5},
+        {"run": "r", "tree": "t", "cell": 0, "kernel": "k", "batch": "b2"},
+        {"run": "r", "tree": "t", "cell": 0, "kernel": "k", "nested": "n1"},
     ]
 
 
@@ -140,19 +139,9 @@ def test_an_empty_wave_goes_back_to_the_waiting_cell() -> None:
     assert flow.let_go(state(running=CHUNK, wave=wave())) == "chunk"
 
 
-def test_verify_sends_back_to_dispatch_what_has_no_answer() -> None:
-    settled = [{"wave": 2, "calls": 7, "taken_up": 0}, {"wave": 2, "calls": 2, "taken_up": 9}]
-    asked_ten = state(running=CHUNK, wave=wave(calls=10), settled=settled)
-    assert flow.missing(asked_ten) == 1
-    assert flow.after_verify(asked_ten) == "dispatch"
-    assert flow.after_verify({**asked_ten, "wave": wave(calls=9)}) == "chunk"
-
-
-def test_only_the_latest_waves_counts_are_kept_in_whatever_order_they_come() -> None:
-    old: list[Settled] = [{"wave": 1, "calls": 5, "taken_up": 0}]
-    new: list[Settled] = [{"wave": 2, "calls": 1, "taken_up": 0}]
-    assert _of_the_latest_wave(old, new) == new
-    assert _of_the_latest_wave(new, old) == new
+def test_verify_sends_back_to_dispatch_what_is_in_doubt() -> None:
+    assert flow.after_verify(state(running=CHUNK, wave=wave(calls=10, uncertain=1))) == "dispatch"
+    assert flow.after_verify(state(running=CHUNK, wave=wave(calls=10))) == "chunk"
 
 
 def kinds(calls: list[Call], depth: int = 0, window: int | None = None, **limits: int) -> tuple[list[str], ...]:

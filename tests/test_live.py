@@ -181,7 +181,7 @@ def test_two_hundred_nested_runs_fit_a_small_terminal() -> None:
 
 def test_the_calls_are_told_with_what_failed_what_was_asked_again_and_the_cost() -> None:
     told = {"asked": 1_200, "done": 700, "failed": 3, "of": 2_000, "input_tokens": 9_000, "output_tokens": 1_000}
-    view = view_of(event("verdict", missing=3, uncertain=1), event("progress", cost=1.234, **told))
+    view = view_of(event("verdict", uncertain=4), event("progress", cost=1.234, **told))
     assert said_of(view) == ("700 of 1,200 calls done, 3 failed, 4 asked again, 10,000 tokens, $1.23, limit 2,000")
 
 

@@ -64,6 +64,29 @@ async def test_follow_ups_find_the_variables_of_the_first_question_also_after_an
     assert (third["usage"]["calls"], second["warnings"], third["warnings"]) == (0, [], [])
 
 
+async def test_each_wave_of_a_follow_up_is_dispatched_once(scene: Any) -> None:
+    cells = "".join(f"```repl chunk\nlast = llm_query('{{0}} {n}')\n```\n" for n in range(5))
+    ready = "```repl compose\nanswer['content'] = last; answer['ready'] = True\n```"
+    s = scene(lambda r: (cells + ready).format("second" if "And" in str(r.messages) else "first"), echo)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "How many?", "context": TEXT}, THREAD)
+    updates = [u async for u in rlm.astream({"question": "And then?"}, THREAD, stream_mode="updates")]
+    out = (await rlm.aget_state(THREAD)).values
+    assert (out["answer"], out["usage"]["calls"], out["warnings"]) == ("<second 4>", 5, [])
+    assert [sum(node in u for u in updates) for node in ("dispatch", "sub_call", "verify")] == [5, 5, 5]
+
+
+async def test_a_wave_whose_tasks_did_nothing_is_dispatched_again(scene: Any) -> None:
+    s = scene(ROOT, echo)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD, interrupt_before=["sub_call"])
+    await rlm.aupdate_state(THREAD, {}, as_node="sub_call")
+    updates = [u async for u in rlm.astream(None, THREAD, stream_mode="updates")]
+    assert [next(iter(u)) for u in updates][:4] == ["verify", "chunk", "dispatch", "sub_call"]
+    assert (await rlm.aget_state(THREAD)).values["answer"] == "20 <0 ITEM>"
+    assert s.server.asked("sub") == 20
+
+
 async def test_a_follow_up_with_a_new_context_keeps_the_old_one(scene: Any) -> None:
     root = scripted("```repl probe\nn = len(context)\nanswer['content'] = str(n); answer['ready'] = True\n```")
     later = scripted(

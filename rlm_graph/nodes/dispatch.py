@@ -137,9 +137,6 @@ def dispatch(settings: Settings, depth: int) -> Node:
             below = settings.model(depth + 1)
             decided = decide(kernel.waiting, depth, settings.limits, [models.name_of(below)], work.window)
             await refuse(kernel, tree, decided.refused)
-            if (state["wave"] or {"tries": 0})["tries"] > settings.limits.max_retries:
-                lost = _error("SubCallError", prompts.NO_ANSWER.format(tries=settings.limits.max_retries + 1))
-                await refuse(kernel, tree, dict.fromkeys(kernel.waiting, lost))
             limit = await _approved(state, kernel, tree, settings, depth, decided.nested)
             wave = await _wave(state, kernel, tree, settings, depth, decided)
         return {"wave": wave, **limit}
@@ -299,10 +296,8 @@ async def _unasked(tree: Tree, settings: Settings) -> int:
 def _nothing(state: State) -> Wave:
     """A wave that lets nothing go."""
     last = state["wave"]
-    number, tries = (last["number"], last["tries"]) if last else (0, 0)
     return {
-        "number": number + 1,
-        "tries": tries,
+        "number": last["number"] + 1 if last else 1,
         "batches": [],
         "alone": [],
         "nested": [],

@@ -84,7 +84,7 @@ def ask(settings: Settings, depth: int) -> Node:
             finally:
                 asking.cancel()
         asking.show_progress(at_once=True)
-        return {"settled": [{"wave": state["wave"], "calls": asking.own, "taken_up": asking.taken_up}]}
+        return {}
 
     return Node(act, "ask")
 
@@ -117,14 +117,12 @@ class _Asking:
         self.unchecked: dict[str, str] = {}
         """Structured asks of this task that have no reply yet: call id by the attempt's."""
         self.to_check: set[str] = set()
-        self.own = self.taken_up = 0
         self.in_flight: set[asyncio.Task[None]] = set()
         self.state = state
 
     async def not_on_record(self, batch: Batch) -> Batch:
         """What is still to be asked; the rest is delivered from the record."""
         known = await self.tree.replies(list(batch))
-        self.own = len(batch)
         self.tree.ledger.note_reserved(batch)
         self._deliver(known)
         self.unchecked = {id: asked["context"]["call"] for id, asked in batch.items() if asked["kind"] == "sub"}
@@ -197,7 +195,6 @@ class _Asking:
             if await self._fits(kernel, group, allowance - len(taken)):
                 taken += group
         self.start({id: asked_of(kernel, id) for id in taken})
-        self.taken_up += len(taken)
         return len(taken)
 
     async def _fits(self, kernel: Kernel, group: list[str], allowance: int) -> bool:

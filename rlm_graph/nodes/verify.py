@@ -1,8 +1,9 @@
 """`verify` joins the answers of a wave: checks what was asked by `sub_call(…)`, and sends back what is in doubt.
 
-Plain calls have nothing to check: their replies reached the cell already. The answers of structured asks reach it from
-here. Every attempt at one is on record under an id of its own, and what stands is a pure function of the attempts, so
-whoever comes by (this node, or `dispatch` in another process) settles what the record allows and asks the next attempt.
+Plain calls have nothing to check: their replies reached the cell already, and a cell that waits for one that is not on
+record goes to `dispatch` again. The answers of structured asks reach it from here. Every attempt at one is on record
+under an id of its own, and what stands is a pure function of the attempts, so whoever comes by (this node, or
+`dispatch` in another process) settles what the record allows and asks the next attempt.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import asks, checks
-from rlm_graph.flow import missing
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Attempt, Kernel
 from rlm_graph.nodes.cell import Node, working_on
@@ -36,8 +36,7 @@ def verify(settings: Settings) -> Node:
                 tree = await tree_of(state["tree"], settings.limits, settings.store, config)
                 await settle_on_record(kernel, tree, settings)
                 uncertain = len(kernel.attempts)
-        tries = wave["tries"] + 1 if missing(state) else 0
-        return {"wave": {**wave, "tries": tries, "uncertain": uncertain}}
+        return {"wave": {**wave, "uncertain": uncertain}}
 
     return Node(act, "verify")
 

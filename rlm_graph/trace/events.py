@@ -176,11 +176,8 @@ class Verdict(Said):
     event: Literal["verdict"]
     index: int
     wave: int
-    missing: int
-    """Calls that came back with neither answer nor error, and are asked again."""
     uncertain: int
     """Structured asks whose answers are in doubt, and are asked again."""
-    tries: int
 
 
 class LimitReached(Said):

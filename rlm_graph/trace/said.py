@@ -59,11 +59,10 @@ def followed(node: str, before: State, update: Mapping[str, Any], settings: Sett
     if (wave := update.get("wave")) and wave["calls"]:
         at = {**_said(state, depth), "index": len(before.get("journal") or []), "wave": wave["number"]}
         nested = len(wave["nested"])
-        doubts = {"uncertain": wave["uncertain"], "tries": wave["tries"]}
         if node == "dispatch":
             yield cast(Dispatch, {**at, "event": "dispatch", "plain": wave["calls"] - nested, "nested": nested})
         elif node == "verify":
-            yield cast(Verdict, {**at, "event": "verdict", "missing": flow.missing(before), **doubts})
+            yield cast(Verdict, {**at, "event": "verdict", "uncertain": wave["uncertain"]})
     if (limit := update.get("limit")) and limit != before.get("limit"):
         yield {**_said(state, depth), "event": "limit", "limit": limit}
     if update.get("stop_reason"):
