@@ -15,7 +15,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph.store.base import BaseStore as Store
 from langgraph.types import Checkpointer
 
-from rlm_graph import flow
+from rlm_graph import flow, leaving
 from rlm_graph.approval import Approval, above
 from rlm_graph.checks import Verify
 from rlm_graph.kernel.gateway import Gateway, place
@@ -145,7 +145,7 @@ def create_rlm(
         sub_graph=sub_graph,
         name=name,
     )
-    return graph.compile(checkpointer=checkpointer, store=store, name=name)
+    return graph.compile(checkpointer=checkpointer, store=store, name=name).with_config(callbacks=leaving.heard())
 
 
 def build_rlm(

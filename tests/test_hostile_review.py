@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from model_server import Answer, Request, scripted
-from rlm_graph import Limits, hold, models, tree
+from rlm_graph import Limits, context, hold, models, tree
 from rlm_graph.errors import NothingRead
 from rlm_graph.given import Opaque
 from rlm_graph.kernel import pool
-from rlm_graph.kernel.session import close_all
+from rlm_graph.kernel.session import KernelOptions, Session, close_all
 from rlm_graph.nodes import dispatch
 from rlm_graph.sweep import DAY, sweep
 
@@ -139,6 +142,39 @@ async def test_no_more_kernels_live_than_may_and_nested_runs_wait_for_a_place(
     s = scene(one_cell("answer['content'] = ''.join(rlm_query_batched(['q'] * 8, list('abcdefgh')))"), sub)
     assert (await s.rlm().ainvoke(GIVEN))["answer"] == "abcdefgh"
     assert most[0] <= 3
+
+
+async def test_a_kernel_that_takes_in_its_context_makes_no_room_for_others(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MOST", 2)
+    started: list[str] = []
+    start, binding = pool.start_session, context.binding
+
+    async def counted(options: KernelOptions, *, name: str) -> Session:
+        started.append(name)
+        return await start(options, name=name)
+
+    def slow(*given: Any) -> dict[str, Any]:
+        time.sleep(1.0)
+        return binding(*given)
+
+    monkeypatch.setattr(pool, "start_session", counted)
+    monkeypatch.setattr(context, "binding", slow)
+    rlm = scene(one_cell("answer['content'] = len(context)")).rlm()
+    outs = await asyncio.gather(*[rlm.ainvoke(GIVEN) for _ in range(4)])
+    assert len({out["answer"] for out in outs}) == 1
+    assert len(started) == 4
+
+
+def test_a_forked_child_has_a_pool_of_its_own() -> None:
+    with pool._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            pool.died("a run", 0)
+            os._exit(0 if (pool._kernels, pool._sweeping) == ({}, None) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.usefixtures("runs_left_waiting")

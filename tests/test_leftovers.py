@@ -18,6 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from conftest import kernels
 from model_server import Answer, scripted
 from rlm_graph.errors import ModelError
+from rlm_graph.kernel import pool
 from rlm_graph.tree import _trees
 
 TEXT = "some text to work on. " * 100
@@ -183,3 +184,44 @@ async def test_a_stream_that_is_closed_ends_its_kernel_and_hangs_up(scene: Any) 
     assert await until(lambda: not kernels(), 2.0)
     await asyncio.sleep(1.5)
     assert [r.sent for r in s.server.seen if r.model == "sub"] == [None] * 5
+
+
+LOOKS = scripted(*[f"```repl probe\nprint({n})\n```" for n in range(5)])
+
+
+@pytest.mark.parametrize("saver", [None, InMemorySaver()], ids=["no saver", "a saver"])
+async def test_a_stream_that_is_left_between_two_nodes_ends_its_kernel(
+    scene: Any, saver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "ORPHAN_SECONDS", 600.0)
+    stream = scene(LOOKS).rlm(checkpointer=saver).astream({"question": "q", "context": TEXT}, THREAD)
+    async for update in stream:
+        if "probe" in update:
+            break
+    assert len(kernels()) == 1
+    await stream.aclose()
+    assert await until(lambda: not kernels())
+
+
+def test_a_synchronous_stream_that_is_left_ends_its_kernel(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "ORPHAN_SECONDS", 600.0)
+    stream = scene(LOOKS).rlm().stream({"question": "q", "context": TEXT})
+    next(update for update in stream if "probe" in update)
+    assert len(kernels()) == 1
+    stream.close()
+    assert asyncio.run(until(lambda: not kernels()))
+
+
+async def test_a_stream_with_a_slow_reader_keeps_its_kernel(scene: Any) -> None:
+    seen: list[set[int]] = []
+    answer: Any = None
+    delivers = "```repl compose\nanswer['content'] = kept + 1; answer['ready'] = True\n```"
+    rlm = scene(scripted("```repl probe\nkept = 41\n```", delivers)).rlm()
+    stream = rlm.astream({"question": "q", "context": TEXT})
+    async for update in stream:
+        await asyncio.sleep(0.2)
+        seen.append(kernels())
+        answer = update.get("compose", {}).get("answer")
+    assert {len(each) for each in seen} == {0, 1}
+    assert len(set().union(*seen)) == 1
+    assert answer == "42"

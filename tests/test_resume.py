@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
+from conftest import kernels
 from model_server import Request, scripted
+from rlm_graph.kernel import pool
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 TEXT = "\n".join(f"{n} ITEM" if n % 5 == 0 else f"{n} nothing" for n in range(500))
@@ -37,6 +41,23 @@ async def test_a_run_goes_on_after_an_interrupt_before_any_node(scene: Any, node
             break
         given = None
     assert out["answer"] == "20 <0 ITEM>"
+    assert (s.server.asked("root"), s.server.asked("sub")) == (3, 20)
+
+
+async def test_an_interrupted_run_finds_its_variables_after_its_kernel_was_idle_too_long(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(pool, "ORPHAN_SECONDS", 0.3)
+    s = scene(ROOT, echo)
+    rlm = s.rlm(checkpointer=InMemorySaver())
+    await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD, interrupt_before=["compose"])
+    deadline = time.monotonic() + 30
+    while kernels() and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    assert kernels() == set()
+    out = await rlm.ainvoke(None, THREAD)
+    assert (out["answer"], out["warnings"]) == ("20 <0 ITEM>", [])
     assert (s.server.asked("root"), s.server.asked("sub")) == (3, 20)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 import time
 from collections import Counter
@@ -279,7 +280,7 @@ async def _take_place(place: object) -> None:
                 _places.add(place)
                 return
             idle = [k for k in _kernels.values() if not k.holders]
-            idle = idle or [k for k in _kernels.values() if k.waiting or not k.busy]
+            idle = idle or [k for k in _kernels.values() if k.waiting]
             oldest = min(idle, key=lambda k: k.touched, default=None)
         if oldest is not None:
             drop_kernel(oldest, to_make_room=True)
@@ -312,3 +313,14 @@ def _sweep() -> None:
         starting.give_up()
     if _kernels or _starting:
         _sweep_later()
+
+
+def _forget_parent() -> None:
+    """A forked child has none of its parent's kernels, and nobody who would release the lock."""
+    global _lock, _sweeping
+    _lock, _sweeping = threading.Lock(), None
+    for each in (_kernels, _places, _starting, _held):
+        each.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

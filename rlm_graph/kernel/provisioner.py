@@ -38,6 +38,8 @@ class CageProvisioner(LocalProvisioner):
         with ExitStack() as ours:
             passed = list(self.descriptors)
             program = bubblewrap_program() if self.means == "bubblewrap" else None
+            if program is None and self.means == "bubblewrap":
+                raise FileNotFoundError("bubblewrap is gone: nothing starts without the cage that was asked for")
             if program is not None:
                 steps = seccomp.program(network=True)
                 if steps is not None:

@@ -61,7 +61,7 @@ async def start_session(options: KernelOptions, *, name: str) -> Session:
     starting = session._background.submit(session._start())
     try:
         await starting
-    except asyncio.CancelledError:
+    except BaseException:
         session.close_soon()
         raise
     return session
