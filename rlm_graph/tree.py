@@ -10,9 +10,10 @@ import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -87,7 +88,21 @@ class Tree:
         self._kept_bytes = 0
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._threads: ThreadPoolExecutor | None = None
+        self._at_work = 0
         self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """A node begins to work for the tree: the clock goes."""
+        with self._lock:
+            self._at_work += 1
+            self.ledger.go_on()
+
+    def end(self) -> None:
+        """A node has ended. While none works, the clock stands: a human is asked, or the run has been interrupted."""
+        with self._lock:
+            self._at_work -= 1
+            if not self._at_work:
+                self.ledger.pause()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[ThreadPoolExecutor]:
@@ -336,7 +351,7 @@ async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config:
         if tree is not None:
             _trees.move_to_end(id)
     if tree is not None:
-        tree.ledger.go_on()
+        _work_for(tree)
         await tree.log.open()
         return tree
     lasting = config.get("configurable", {}).get(CHECKPOINTER) is not None
@@ -344,18 +359,34 @@ async def tree_of(id: str, limits: Limits, store: BaseStore[str, bytes], config:
     tree = Tree(id, limits, store if lasting else InMemoryByteStore(), most, lasting=lasting)
     if lasting:
         await tree.rebuild()
-    tree.ledger.go_on()
     tree = _keep(tree)
+    _work_for(tree)
     await tree.log.open()
     return tree
 
 
-def pause_clocks(run: str) -> None:
-    """Stops the clocks of a run that is interrupted: a human is asked. Its next node lets them go on."""
-    with _trees_lock:
-        trees = [tree for tree in _trees.values() if tree.run == run]
-    for tree in trees:
-        tree.ledger.pause()
+_works_for: ContextVar[set[Tree] | None] = ContextVar("works_for", default=None)
+"""The trees that the present node works for."""
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """A node works: the clocks of the trees that it asks for go until it ends, however it ends."""
+    trees: set[Tree] = set()
+    token = _works_for.set(trees)
+    try:
+        yield
+    finally:
+        _works_for.reset(token)
+        for tree in trees:
+            tree.end()
+
+
+def _work_for(tree: Tree) -> None:
+    trees = _works_for.get()
+    if trees is not None and tree not in trees:
+        trees.add(tree)
+        tree.begin()
 
 
 def forget_tree(id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 
 from model_server import Answer, Request, scripted
 from rlm_graph import Limits
@@ -72,6 +73,16 @@ async def test_an_answer_before_any_cell_is_sent_back_once(scene: Any) -> None:
 async def test_a_root_that_answers_from_the_question_alone_again_ends_in_an_error(scene: Any) -> None:
     with pytest.raises(NothingRead, match="the root answered from the question alone"):
         await answered(scene, scripted("FINAL(42)", "FINAL(42)"))
+
+
+async def test_a_small_context_after_a_question_that_read_nothing_is_answered_directly(scene: Any) -> None:
+    s = scene(lambda request: "It says so." if "small" in request.prompt else "I think.")
+    rlm = s.rlm(limits=Limits(max_errors=2), direct_below=1_000, checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    with pytest.raises(NothingRead, match="no cell has run"):
+        await rlm.ainvoke({"question": "q", "context": TEXT * 10}, thread)
+    out = await rlm.ainvoke({"question": "q", "context": "a small text"}, thread)
+    assert (out["answer"], out["stop_reason"]) == ("It says so.", "direct")
 
 
 async def test_prose_alone_is_no_answer_either(scene: Any) -> None:

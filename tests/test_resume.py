@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from conftest import kernels
-from model_server import Request, scripted
+from model_server import Answer, Request, scripted
+from rlm_graph import Limits
+from rlm_graph.errors import ModelError
 from rlm_graph.kernel import pool
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
@@ -106,6 +109,32 @@ async def test_a_wave_whose_tasks_did_nothing_is_dispatched_again(scene: Any) ->
     assert [next(iter(u)) for u in updates][:4] == ["verify", "chunk", "dispatch", "sub_call"]
     assert (await rlm.aget_state(THREAD)).values["answer"] == "20 <0 ITEM>"
     assert s.server.asked("sub") == 20
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "failed"])
+async def test_the_time_between_a_run_and_its_resume_does_not_count(
+    scene: Any, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed)
+    monkeypatch.setattr("rlm_graph.ledger.time", clock)
+
+    def root(request: Request) -> str | Answer:
+        down = ending == "failed" and not passed and request.number > 0
+        return Answer("no such key", status=401) if down else ROOT(request)
+
+    s = scene(root, echo)
+    rlm = s.rlm(checkpointer=InMemorySaver(), limits=Limits(max_seconds=500))
+    given = {"question": "q", "context": TEXT}
+    if ending == "failed":
+        with pytest.raises(ModelError, match="no such key"):
+            await rlm.ainvoke(given, THREAD)
+    else:
+        await rlm.ainvoke(given, THREAD, interrupt_before=["dispatch"])
+    passed = 1_000.0
+    out = await rlm.ainvoke(None, THREAD)
+    assert (out["answer"], out["stop_reason"]) == ("20 <0 ITEM>", "answered")
+    assert out["usage"]["seconds"] < 500
 
 
 async def test_a_follow_up_with_a_new_context_keeps_the_old_one(scene: Any) -> None:

@@ -17,7 +17,7 @@ from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State, SubCall
 from rlm_graph.trace import said
 from rlm_graph.trace.events import AtCell
-from rlm_graph.tree import INLINE, Tree, forget_failed, pause_clocks, tree_of
+from rlm_graph.tree import INLINE, Tree, at_work, forget_failed, tree_of
 
 Act = Callable[[Any, RunnableConfig], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -30,10 +30,14 @@ class Node(Runnable[Any, dict[str, Any]]):
         self.name = name
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
-        return models.in_step(lambda: self.act(input, config or {}))
+        return models.in_step(lambda: self._work(input, config or {}))
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
-        return await self.act(input, config or {})
+        return await self._work(input, config or {})
+
+    async def _work(self, input: Any, config: RunnableConfig) -> dict[str, Any]:
+        with at_work():
+            return await self.act(input, config)
 
 
 @asynccontextmanager
@@ -44,7 +48,6 @@ async def working_on(run: str) -> AsyncIterator[pool.Holding]:
         async with pool.holding(run) as hold:
             yield hold
     except GraphBubbleUp:
-        pause_clocks(run)
         raise
     except BaseException:
         forget_failed(run)

@@ -38,7 +38,7 @@ def compose(settings: Settings, depth: int) -> Node:
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
         state = flow.in_a_run(state)
         tree = await tree_of(state["tree"], settings.limits, settings.store, config)
-        if not state.get("turns") and flow.is_direct(state, depth, settings.direct_below):
+        if flow.is_direct(state, depth, settings.direct_below):
             return await _directly(state, tree, settings, config)
         update: dict[str, Any] = {}
         if flow.ending(state, settings.limits) is None:

@@ -20,7 +20,7 @@ from rlm_graph.nodes.dispatch import over_budget
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, NestedCall, NestedInput, Reply, SubCall, Usage
 from rlm_graph.trace.watched import show
-from rlm_graph.tree import Tree, tree_of
+from rlm_graph.tree import Tree, at_work, tree_of
 
 _LOOK_SECONDS = 0.1
 """How often a nested run looks whether the cell still wants its answer."""
@@ -42,13 +42,15 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
         async def answer(call: NestedCall, tree: str) -> Output:
             return await asyncio.to_thread(child.invoke, _input(call, tree), config)
 
-        return models.in_step(lambda: _settled(settings, depth, state, config, answer))
+        with at_work():
+            return models.in_step(lambda: _settled(settings, depth, state, config, answer))
 
     async def astep(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
         async def answer(call: NestedCall, tree: str) -> Output:
             return await child.ainvoke(_input(call, tree), config)
 
-        return await _settled(settings, depth, state, config, answer)
+        with at_work():
+            return await _settled(settings, depth, state, config, answer)
 
     return RunnableLambda(step, astep, name="rlm")
 
