@@ -12,6 +12,7 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from langgraph.errors import GraphBubbleUp
 
+from rlm_graph import stopping
 from rlm_graph.kernel import pool
 
 _invocation: ContextVar[UUID | None] = ContextVar("rlm_graph_invocation", default=None)
@@ -33,8 +34,9 @@ class Leaving(BaseCallbackHandler):
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         runs = _working.pop(run_id, set())
-        if not isinstance(error, GraphBubbleUp):
-            for run in runs:
+        for run in runs:
+            stopping.need_not_heed(run)
+            if not isinstance(error, GraphBubbleUp):
                 pool.Holding(run).drop()
 
 

@@ -16,7 +16,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from conftest import kernels
-from model_server import Answer, scripted
+from model_server import Answer, Request, scripted
 from rlm_graph.errors import ModelError
 from rlm_graph.kernel import pool
 from rlm_graph.tree import _trees
@@ -130,6 +130,77 @@ def test_none_after_ctrl_c_and_the_program_ends_at_once(call: str, tmp_path: Pat
     finally:
         program.kill()
         program.wait()
+
+
+NESTED = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from model_server import ModelServer, Answer, by_model, scripted
+from langchain_openai import ChatOpenAI
+from rlm_graph import create_rlm
+asked = Path({asked!r})
+root = scripted("```repl chunk\\ngot = rlm_query_batched(['q'] * 2, ['text'] * 2)\\n```")
+nested = scripted(*["```repl chunk\\nllm_query('p')\\n```"] * 9)
+def sub(request):
+    with asked.open("a") as file: print("asked", file=file)
+    return nested(request) if len(request.messages) > 1 else Answer("late", latency=2)
+with ModelServer(by_model({{"root": root, "sub": sub}})) as server:
+    models = [ChatOpenAI(model=m, base_url=server.base_url, api_key="x") for m in ("root", "sub")]
+    create_rlm(*models, direct_below=0).invoke({{"question": "q", "context": "some text " * 100}})
+"""
+
+
+def test_after_ctrl_c_a_nested_run_begins_nothing(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    asked.touch()
+    source = NESTED.format(tests=str(Path(__file__).parent), asked=str(asked))
+    program = subprocess.Popen(
+        [sys.executable, "-c", source],
+        env={**os.environ, "RLM_GRAPH_HOME": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,
+    )
+    try:
+        assert asyncio.run(until(lambda: asked.read_text().count("asked") == 4, 60))
+        program.send_signal(signal.SIGINT)
+        _, stderr = program.communicate(timeout=30)
+        assert b"KeyboardInterrupt" in stderr
+        assert asked.read_text().count("asked") == 4
+    finally:
+        program.kill()
+        program.wait()
+
+
+def test_a_nested_run_that_its_cell_no_longer_wants_begins_nothing_more(scene: Any) -> None:
+    code = (
+        "import threading, time\nthreading.Thread(target=rlm_query, args=('q', 'text'), daemon=True).start()\n"
+        "time.sleep(0.5)\nllm_query('p')\nanswer['content'] = 'enough'; answer['ready'] = True"
+    )
+    nested = scripted(*["```repl chunk\nllm_query('slow')\n```"] * 9)
+
+    def sub(request: Request) -> str | Answer:
+        if len(request.messages) > 1:
+            return nested(request)
+        return Answer("late", latency=2) if request.prompt == "slow" else "soon"
+
+    s = scene(scripted(f"```repl chunk\n{code}\n```"), sub)
+    assert s.rlm().invoke({"question": "q", "context": TEXT})["answer"] == "enough"
+    assert [r.prompt for r in s.server.seen if r.model == "sub"].count("slow") <= 1
+
+
+def test_a_synchronous_run_leaves_ctrl_c_as_it_was(scene: Any) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[Any] = []
+
+    def sub(request: Request) -> str:
+        seen.append(signal.getsignal(signal.SIGINT))
+        return "```repl chunk\nanswer['content'] = context; answer['ready'] = True\n```"
+
+    root = scripted("```repl chunk\nanswer['content'] = rlm_query('q', 'text'); answer['ready'] = True\n```")
+    assert scene(root, sub).rlm().invoke({"question": "q", "context": TEXT})["answer"] == "text"
+    assert before not in seen
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def heed_ctrl_c() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.errors import GraphBubbleUp
 
-from rlm_graph import leaving, models, prompts
+from rlm_graph import leaving, models, prompts, stopping
 from rlm_graph.errors import KernelError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel, Work
@@ -45,8 +45,9 @@ async def working_on(run: str) -> AsyncIterator[pool.Holding]:
     """Holds a run while a node works on it. A run that fails, and cannot be resumed, leaves nothing behind."""
     leaving.works_on(run)
     try:
-        async with pool.holding(run) as hold:
-            yield hold
+        with stopping.heeding(run):
+            async with pool.holding(run) as hold:
+                yield hold
     except GraphBubbleUp:
         raise
     except BaseException:

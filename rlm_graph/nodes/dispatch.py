@@ -11,7 +11,7 @@ from typing import Any, Literal
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
-from rlm_graph import approval, models, paid, prompts
+from rlm_graph import approval, models, paid, prompts, stopping
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel import pool
@@ -139,6 +139,8 @@ def dispatch(settings: Settings, depth: int) -> Node:
             await refuse(kernel, tree, decided.refused)
             limit = await _approved(state, kernel, tree, settings, depth, decided.nested)
             wave = await _wave(state, kernel, tree, settings, depth, decided)
+        if wave["nested"] and models.is_synchronous():
+            stopping.heed_ctrl_c(work.run)
         return {"wave": wave, **limit}
 
     return Node(act, "dispatch")

@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel.remote import RemoteGraph
 
-from rlm_graph import models, paid, prompts, remote
+from rlm_graph import models, paid, prompts, remote, stopping
 from rlm_graph.errors import RLMError
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Kernel
@@ -40,7 +40,18 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
 
     def step(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
         async def answer(call: NestedCall, tree: str) -> Output:
-            return await asyncio.to_thread(child.invoke, _input(call, tree), config)
+            def run() -> Output:
+                try:
+                    return child.invoke(_input(call, tree), config)
+                finally:
+                    stopping.end(call["id"])
+
+            stopping.begin(call["id"])
+            try:
+                return await asyncio.to_thread(run)
+            except asyncio.CancelledError:
+                stopping.stop(call["id"])
+                raise
 
         with at_work():
             return models.in_step(lambda: _settled(settings, depth, state, config, answer))

@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
-from rlm_graph import asks, checks
+from rlm_graph import asks, checks, stopping
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.kernel import Attempt, Kernel
 from rlm_graph.nodes.cell import Node, working_on
@@ -28,6 +28,7 @@ def verify(settings: Settings) -> Node:
     async def act(state: State, config: RunnableConfig) -> dict[str, Any]:
         wave = state["wave"]
         assert wave is not None
+        stopping.need_not_heed(state["run"])
         uncertain = 0
         kernel = pool.live_kernel(wave["kernel"])
         if kernel is not None and any(call.kind == "sub" for call in kernel.waiting.values()):
