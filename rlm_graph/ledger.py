@@ -106,7 +106,6 @@ class Ledger:
             new = set(ids) - self._reserved
             lacking = self._left(held=False).lacking(len(new), need) if new else None
             if lacking:
-                self._refused.update(new)
                 self._short = lacking
                 return lacking
             if most is not None and self._calls() + len(new) > most:
@@ -185,8 +184,12 @@ class Ledger:
     def refuse(self, ids: Iterable[str], limit: Limit | None = None) -> None:
         """Notes calls that were refused before they started."""
         with self._lock:
-            self._refused.update(ids)
-            self._reserved -= self._refused
+            refused = set(ids)
+            self._refused |= refused
+            self._reserved -= refused
+            for id in refused:
+                self._held.pop(id, None)
+                self._lent.pop(id, None)
             self._over = self._over or (limit if limit != "max_calls" else None)
 
     def note_reserved(self, ids: Iterable[str]) -> None:

@@ -33,7 +33,7 @@ class Limits:
         kernel_memory: Bytes of data that one kernel may hold.
 
     Raises:
-        TypeError: One of them is no number.
+        TypeError: One of them is no number, or a fraction where something is counted.
         ValueError: One of them is below 1 (below 0 for `max_depth`, `max_calls` and `max_retries`).
 
     Example:
@@ -65,8 +65,10 @@ class Limits:
             value = getattr(self, field.name)
             if value is None and field.default is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"Limits({field.name}={value!r}): it must be a number")
+            counts = field.name not in {"max_cost", "max_seconds", "cell_seconds"}
+            if isinstance(value, bool) or not isinstance(value, int if counts else int | float):
+                wanted = "a whole number" if counts else "a number"
+                raise TypeError(f"Limits({field.name}={value!r}): it must be {wanted}")
             if field.name in {"max_cost", "max_seconds"}:
                 if not value > 0:
                     raise ValueError(f"Limits({field.name}={value}): it must be above 0")

@@ -24,9 +24,11 @@ from langchain_core.stores import BaseStore, InMemoryByteStore
 
 from rlm_graph.approval import Approval
 from rlm_graph.budget import Budget, within
+from rlm_graph.errors import RLMError
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Amount, Ledger, Limit, Limits, Spent
 from rlm_graph.state import Reply, Source
+from rlm_graph.sweep import ENDED_DAYS, LIVE_DAYS
 from rlm_graph.trace.events import Answered
 from rlm_graph.trace.log import Log
 from rlm_graph.trace.said import kept_beside
@@ -42,6 +44,11 @@ CHECKPOINTER = "__pregel_checkpointer"
 
 _LOOK_SECONDS = 0.05
 """How often a call that waits for room in the ledger looks whether there is some."""
+
+_SWEPT = (
+    "the content store no longer has {key}, which this run needs: ask the question again, on a new thread (a folder "
+    "store keeps an unfinished run for {live:g} days after its last use, an ended one for {ended:g})"
+)
 
 T = TypeVar("T")
 
@@ -261,10 +268,14 @@ class Tree:
         return key
 
     async def get(self, key: str) -> Any:
-        """What `put` stored."""
+        """What `put` stored.
+
+        Raises:
+            RLMError: It is no longer there.
+        """
         [data] = await self.store.amget([key])
         if data is None:
-            raise KeyError(key)
+            raise RLMError(_SWEPT.format(key=key, live=LIVE_DAYS, ended=ENDED_DAYS))
         return json.loads(data)
 
     def has_space(self, weights: Mapping[str, int]) -> bool:

@@ -101,6 +101,12 @@ async def test_a_good_cell_before_a_bad_one_still_runs(scene: Any) -> None:
     assert "ran" in heard and "`guess` is not a label" in heard
 
 
+async def test_a_failed_cell_between_a_bad_one_and_others_leaves_nothing_untold(scene: Any) -> None:
+    cells = ["```repl guess\nprint(1)\n```", "```repl probe\n1 / 0\n```", "```repl filter\nprint(2)\n```"]
+    heard = await read_by_root(scene, "\n".join(cells))
+    assert "`guess` is not a label" in heard and "The cells behind it were not run (filter)." in heard
+
+
 async def test_a_cell_that_redefines_what_the_host_gave_hurts_itself_alone(scene: Any) -> None:
     spoiled = "```repl probe\nllm_query = print = context = len = None\n```\n"
     fine = "```repl chunk\nprint(llm_query('p'), len(context))\n```"

@@ -58,6 +58,8 @@ def test_in_any_order_of_events_nothing_exceeds_a_limit_and_all_is_settled(
                     case _:
                         queued.discard(id)
                         ledger.refuse([id])
+            else:
+                ledger.refuse([id])
         else:
             id, most, share, ends = in_flight.pop(rng.randrange(len(in_flight)))
             ended(ledger, id, most * share // 100, ends)
@@ -150,7 +152,7 @@ def test_prompts_that_do_not_fit_are_refused_before_any_of_them_is_sent() -> Non
     ledger = Ledger(Limits(max_tokens=1_000, max_cost=1.0))
     assert ledger.reserve(["a", "b"], need=Amount(1_001)) == "max_tokens"
     assert ledger.reserve(["a", "b"], need=Amount(10, 1.01)) == "max_cost"
-    assert ledger.usage()["refused"] == 2
+    assert ledger.usage()["refused"] == 0  # who asks refuses them, by the ids under which they are on record
     assert ledger.reserve(["c"], need=Amount(10, 0.5)) == "reserved"
     assert ledger.limit_reached() is None  # it made do with fewer
 
@@ -196,6 +198,14 @@ def test_the_clock_stands_while_a_human_is_asked() -> None:
     assert 60 <= paused == ledger.seconds()
     ledger.go_on()
     assert (ledger.left().seconds or 0) <= 40
+
+
+def test_a_refused_call_holds_nothing_of_what_was_lent_for_it() -> None:
+    ledger = Ledger(Limits(max_calls=99, max_tokens=1_000))
+    ledger.reserve(["remote"])
+    ledger.lend("remote", parts=2)
+    ledger.refuse(["remote"], "max_tokens")
+    assert (ledger.left().calls, ledger.left().tokens) == (99, 1_000)
 
 
 async def test_another_process_makes_the_same_ledger_from_the_record() -> None:

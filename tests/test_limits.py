@@ -30,6 +30,15 @@ async def test_a_batch_that_does_not_fit_is_refused_whole_and_the_root_is_told_w
     assert "Left: 29 turns, 10 calls." in s.root_prompts()[1]
 
 
+async def test_refused_structured_asks_count_once(scene: Any) -> None:
+    root = scripted(
+        "```repl chunk\ntry:\n    sub_call(list('abcdefghij'), 'what is it?')\n"
+        "except BudgetExceeded as error:\n    got = 'refused'\n```\n" + COMPOSE,
+    )
+    out, _ = await run(scene, root, max_calls=5)
+    assert (out["answer"], out["usage"]["calls"], out["usage"]["refused"]) == ("refused", 0, 10)
+
+
 async def test_calls_beyond_the_limit_are_never_sent_and_the_run_says_max_calls(scene: Any) -> None:
     root = scripted(
         "```repl chunk\ngot = []\nfor i in range(9):\n    got.append(llm_query(f'p{i}'))\n```",
@@ -218,3 +227,9 @@ async def test_a_limit_below_the_first_turn_says_how_much_that_needs(scene: Any,
 async def test_cells_that_compute_without_end_are_told_as_such(scene: Any) -> None:
     out, _ = await run(scene, lambda _: "```repl probe\nwhile True: pass\n```", max_errors=1, cell_seconds=1)
     assert any("the cell computed for more than 1 s" in line for line in out["warnings"])
+
+
+@pytest.mark.parametrize("name", ["max_errors", "max_calls", "max_tokens", "kernel_memory"])
+def test_what_is_counted_is_a_whole_number(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"Limits\({name}=2.5\): it must be a whole number"):
+        Limits(**{name: 2.5})

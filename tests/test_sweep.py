@@ -11,6 +11,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from model_server import scripted
+from rlm_graph.errors import RLMError
 from rlm_graph.sweep import DAY, sweep
 
 pytestmark = pytest.mark.usefixtures("runs_left_waiting")
@@ -46,6 +47,15 @@ async def test_an_ended_run_goes_after_a_week_and_a_live_one_after_a_month(scene
     sweep(home, now=time.time() + 31 * DAY)
     sweep(home, now=time.time() + 31 * DAY)
     assert (runs(home), contexts(home)) == (0, 0)
+
+
+async def test_a_run_whose_calls_were_swept_ends_in_an_error_that_says_so(scene: Any, home: Path) -> None:
+    rlm = scene(ROOT).rlm(checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}}
+    await rlm.ainvoke({"question": "q", "context": TEXT}, config, interrupt_before=["sub_call"])
+    sweep(home, now=time.time() + 31 * DAY)
+    with pytest.raises(RLMError, match=r"no longer has run/.*: ask the question again, on a new thread"):
+        await rlm.ainvoke(None, config)
 
 
 async def test_above_its_size_ended_runs_go_oldest_first_and_live_ones_never(scene: Any, home: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.errors import GraphBubbleUp
@@ -136,10 +136,7 @@ async def _run(state: State, work: Work, tree: Tree, settings: Settings, reporte
         if kernel.outcome is None:
             return {"running": {"phase": work.phase, "code": work.cell}, "queue": _rest(state), **told}
         cell, draft = await _recorded(state, work, kernel, tree, reported)
-        ended = _ended(state, work, cell, draft)
-        if told and "notice" in ended:
-            ended["notice"] = f"{told['notice']}\n{ended['notice']}"
-        return {**told, **ended, **_limit(tree)}
+        return {**told, **_ended(cast(State, {**state, **told}), work, cell, draft), **_limit(tree)}
 
 
 async def kernel_at_rest(hold: pool.Holding, work: Work, tree: Tree, settings: Settings) -> Kernel:
@@ -258,7 +255,7 @@ def _ended(state: State, work: Work, cell: Cell, draft: Draft | None) -> dict[st
         update["errors"] = state.get("errors", 0) + 1
         if rest:
             dropped = ", ".join(q["phase"] for q in rest)
-            update["notice"] = prompts.DROPPED.format(phases=dropped)
+            update["notice"] = "\n".join(filter(None, [state["notice"], prompts.DROPPED.format(phases=dropped)]))
     return update
 
 
