@@ -13,7 +13,7 @@ from model_server import scripted
 from rlm_graph import create_rlm
 from rlm_graph.errors import IsolationError
 from rlm_graph.kernel import isolation, pool
-from rlm_graph.kernel.session import KernelOptions
+from rlm_graph.kernel.session import KernelOptions, Session
 from rlm_graph.offline import OfflineRoot
 
 GIVEN = {"question": "q", "context": "some text to work on. " * 100}
@@ -75,15 +75,45 @@ def test_what_is_no_isolation_is_refused_at_once() -> None:
         create_rlm(OfflineRoot(), isolation="docker")  # type: ignore[arg-type]
 
 
+async def session_for(run: str) -> Session:
+    place = object()
+    try:
+        return await pool._session(run, KernelOptions(), place)
+    finally:
+        pool._places.discard(place)
+
+
 async def test_a_kernel_started_early_serves_its_own_run_alone() -> None:
-    pool.prepare("early", KernelOptions())
-    pool.prepare("early", KernelOptions())
-    pool.prepare("nested", KernelOptions(), parent="early")
-    assert len(pool._starting) == 2
-    other, own = await pool._session("other", KernelOptions()), await pool._session("early", KernelOptions())
-    assert len({other.pid, own.pid}) == 2 and set(pool._starting) == {"nested"}
-    await asyncio.gather(own.close(), other.close(), pool.close_run("early"))
-    assert not pool._starting
+    # Held as by the nodes of a run: what nobody holds is ended after a while.
+    async with pool.holding("early"), pool.holding("nested"):
+        pool.prepare("early", KernelOptions())
+        pool.prepare("early", KernelOptions())
+        pool.prepare("nested", KernelOptions(), parent="early")
+        assert len(pool._starting) == 2
+        other, own = await session_for("other"), await session_for("early")
+        assert len({other.pid, own.pid}) == 2 and set(pool._starting) == {"nested"}
+        await asyncio.gather(own.close(), other.close(), pool.close_run("early"))
+        assert not pool._starting
+
+
+async def test_kernels_that_are_only_being_started_count_among_those_that_may_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "MOST", 2)
+    async with pool.holding("first"), pool.holding("second"):
+        pool.prepare("first", KernelOptions())
+        pool.prepare("second", KernelOptions())
+        pool.prepare("third", KernelOptions())
+        assert set(pool._starting) == {"first", "second"}
+        # A run that was faster, and has none, takes the place of the one that was started last.
+        other, place = await session_for("other"), object()
+        assert set(pool._starting) == {"first"}
+        pool._places.add(place)
+        pool.prepare("second", KernelOptions())
+        own = await session_for("first")
+        assert not pool._starting
+        pool._places.discard(place)
+        await asyncio.gather(own.close(), other.close())
 
 
 async def test_a_nested_kernel_starts_with_its_call_and_none_outlives_the_run(

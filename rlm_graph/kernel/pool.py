@@ -128,7 +128,7 @@ def prepare(run: str, options: KernelOptions, *, parent: str | None = None) -> N
         parent: The run whose end makes the session needless, if it has not been taken by then.
     """
     with _lock:
-        if run in _starting or len(_kernels) + len(_starting) >= MOST:
+        if run in _starting or _living() >= MOST:
             return
         future = asyncio.run_coroutine_threadsafe(start_session(options, name=run[:12]), background().loop)
         _starting[run] = _Starting(future, time.monotonic(), parent)
@@ -140,9 +140,14 @@ def _no_longer_wanted(run: str) -> list[_Starting]:
     return [_starting.pop(key) for key, each in list(_starting.items()) if run in (key, each.parent)]
 
 
-async def _session(run: str, options: KernelOptions) -> Session:
-    with _lock:
-        starting = _starting.pop(run, None)
+def _living() -> int:
+    """Kernels that live, or are being started; under the lock."""
+    return len(_kernels) + len(_places) + len(_starting)
+
+
+async def _session(run: str, options: KernelOptions, place: object) -> Session:
+    """The session that was started for this run, else a new one, as soon as one more may live."""
+    starting = await _take_place(place, run)
     if starting is None:
         return await start_session(options, name=run[:12])
     try:
@@ -180,10 +185,10 @@ async def kernel_for(
             kernel.holders -= 1
         return kernel
     place = object()
-    await _take_place(place)
     try:
-        kernel = Kernel(work.run, await _session(work.run, options), lasting=lasting)
+        kernel = Kernel(work.run, await _session(work.run, options, place), lasting=lasting)
         with _lock:
+            _places.discard(place)
             _kernels[kernel.key] = kernel
     finally:
         with _lock:
@@ -272,17 +277,24 @@ def died(run: str, cell: int) -> int:
         return _deaths[run, cell]
 
 
-async def _take_place(place: object) -> None:
-    """Waits until one more kernel may live; the one that was idle longest makes room, or one that only waits."""
+async def _take_place(place: object, run: str) -> _Starting | None:
+    """Waits until one more kernel may live, and gives what was started for this run.
+
+    Room is made by the one that was idle longest, else by one that is only being started, else by one that only waits.
+    """
     while True:
         with _lock:
-            if len(_kernels) + len(_places) < MOST:
+            # The run's own was counted when it was started.
+            if run in _starting or _living() < MOST:
                 _places.add(place)
-                return
+                return _starting.pop(run, None)
             idle = [k for k in _kernels.values() if not k.holders]
+            early = None if idle or not _starting else _starting.popitem()[1]
             idle = idle or [k for k in _kernels.values() if k.waiting]
             oldest = min(idle, key=lambda k: k.touched, default=None)
-        if oldest is not None:
+        if early is not None:
+            early.give_up()
+        elif oldest is not None:
             drop_kernel(oldest, to_make_room=True)
         else:
             await asyncio.sleep(_PLACE_SECONDS)
