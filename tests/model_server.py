@@ -49,7 +49,7 @@ class Answer:
         finish_reason: `length` for a truncated reply, `content_filter`, ….
         refusal: The refusal's text, with which OpenAI sends no content.
         tools: Calls of tools, each a name and its arguments, with which OpenAI sends no content either.
-        until: Hold the reply back until this is true, 30 seconds at most.
+        until: Hold the reply back until this is true, 60 seconds at most.
         drop: Close the connection instead of answering; in a stream, after half of it.
     """
 
@@ -67,13 +67,17 @@ class Answer:
 
 @dataclass(slots=True)
 class Record:
-    """A request as the server saw it; times in seconds of `time.monotonic()`, `sent` None until it is."""
+    """A request as the server saw it; times in seconds of `time.monotonic()`, None until they have come.
+
+    A reply reaches its client some time between `sending` and `sent`.
+    """
 
     number: int
     model: str
     prompt: str
     messages: list[dict[str, Any]]
     arrived: float
+    sending: float | None = None
     sent: float | None = None
     status: int | None = None
 
@@ -180,7 +184,7 @@ class ModelServer:
 
     def __enter__(self) -> ModelServer:
         self._thread.start()
-        if not self._started.wait(10) or not self._thread.is_alive():
+        if not self._started.wait(60) or not self._thread.is_alive():
             raise RuntimeError("the model server did not start")
         return self
 
@@ -256,7 +260,7 @@ class ModelServer:
             answer = self._ask(request)
             if seconds := self._seconds(request, answer):
                 await asyncio.sleep(seconds)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while answer.until and not answer.until() and time.monotonic() < deadline:
                 await asyncio.sleep(0.005)
             if reader.at_eof():  # the client gave up meanwhile
@@ -266,6 +270,7 @@ class ModelServer:
             self._in_flight -= 1
 
     async def _send(self, request: Request, answer: Answer, record: Record, writer: asyncio.StreamWriter) -> bool:
+        record.sending = time.monotonic()
         if request.body.get("stream") and answer.status == 200 and answer.body is None:
             events = list(stream(request, answer))
             if answer.drop:

@@ -70,7 +70,7 @@ async def test_too_many_requests_are_tried_again_when_the_server_says(scene: Any
     out = await create_rlm(s.root, patient, direct_below=0).ainvoke({"question": "q", "context": TEXT})
     first, second = [r for r in s.server.seen if r.model == "sub"]
     assert out["answer"] == "fine"
-    assert first.sent is not None and second.arrived - first.sent >= 1.0
+    assert first.sending is not None and second.arrived - first.sending >= 1.0
 
 
 class Shaky(BaseChatModel):

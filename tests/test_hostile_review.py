@@ -96,11 +96,11 @@ async def test_a_nested_run_asks_a_human_for_itself_and_each_is_heard(scene: Any
 async def test_a_second_nested_call_does_not_stop_the_threads(scene: Any) -> None:
     """Both nested runs are answered only once all 200 plain prompts have come."""
     code = (
-        "import threading, time\nfrom concurrent.futures import ThreadPoolExecutor\ndeep = []\n"
+        "import threading\nfrom concurrent.futures import ThreadPoolExecutor\ndeep = []\n"
         "def nested(): deep.append(rlm_query('q', context='a'))\n"
         "threads = [threading.Thread(target=nested) for _ in range(2)]\nthreads[0].start()\n"
-        "threading.Timer(0.2, threads[1].start).start()\n"
-        "with ThreadPoolExecutor(8) as pool: got = list(pool.map(llm_query, [f'p{i}' for i in range(200)]))\n"
+        "def plain(i):\n    if i == 40: threads[1].start()\n    return llm_query(f'p{i}')\n"
+        "with ThreadPoolExecutor(8) as pool: got = list(pool.map(plain, range(200)))\n"
         "for t in threads: t.join()\nanswer['content'] = f'{len(set(got))} {len(deep)}'"
     )
 
@@ -114,7 +114,9 @@ async def test_a_second_nested_call_does_not_stop_the_threads(scene: Any) -> Non
 
     s = scene(one_cell(code), sub)
     assert (await s.rlm().ainvoke(GIVEN))["answer"] == "200 2"
-    assert len([r for r in s.server.seen if len(r.messages) > 1 and r.model == "sub"]) == 2
+    asked = [r for r in s.server.seen if r.model == "sub"]
+    nested, last = [r for r in asked if len(r.messages) > 1], [r for r in asked if r.prompt.startswith("p")][-1]
+    assert len(nested) == 2 and all(r.sent is not None and r.sent > last.arrived for r in nested)
 
 
 async def test_threads_use_up_the_calls_that_are_left_to_the_last(scene: Any) -> None:
@@ -209,8 +211,6 @@ async def test_a_context_in_use_is_not_swept_however_old_it_is(scene: Any, home:
 
 @pytest.mark.usefixtures("runs_left_waiting")
 async def test_the_contexts_of_nested_runs_are_kept_as_long_as_their_run(scene: Any, home: Path) -> None:
-    import time
-
     s = scene(one_cell("answer['content'] = rlm_query('q', context='a deep text')"), ECHO_DEEP)
     rlm = s.rlm(checkpointer=InMemorySaver())
     await rlm.ainvoke(GIVEN, THREAD, interrupt_before=["verify"])
@@ -314,11 +314,20 @@ def test_failing_synchronous_runs_leave_no_threads_and_no_trees(scene: Any) -> N
     from rlm_graph.tree import _trees
 
     s = scene(scripted("```repl chunk\ngot = llm_query_batched(list('abcdefghij'))\n```", Answer("down", status=500)))
-    rlm, kept = s.rlm(), len(_trees)
+    rlm, trees, before = s.rlm(), {*_trees}, {*threading.enumerate()}
     counts = []
     for _ in range(4):
         with pytest.raises(Exception, match="the root model 'root' failed"):
             rlm.invoke(GIVEN)
+        # A thread that is to end takes a moment.
+        deadline = time.monotonic() + 30
+        while threads_of_models() - before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not threads_of_models() - before
         counts.append(threading.active_count())
-    assert len(_trees) == kept
+    assert not {*_trees} - trees
     assert counts[-1] <= counts[0] + 5
+
+
+def threads_of_models() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("rlm-model")}

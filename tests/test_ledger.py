@@ -35,7 +35,7 @@ ONE_CALL = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(ONE_CALL, max_size=30), st.randoms(use_true_random=False))
 def test_in_any_order_of_events_nothing_exceeds_a_limit_and_all_is_settled(
     calls: list[tuple[int, int, str]], rng: random.Random
@@ -79,7 +79,7 @@ def ended(ledger: Ledger, id: str, tokens: int, ends: str) -> None:
         ledger.settle(id, None if failed else spent(tokens, tokens / 1_000), failed=failed)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(ONE_CALL, min_size=8, max_size=40))
 def test_in_any_number_of_threads_nothing_exceeds_a_limit(calls: list[tuple[int, int, str]]) -> None:
     ledger = Ledger(MAX)

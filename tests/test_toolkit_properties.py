@@ -24,8 +24,7 @@ TEXT = st.text(ALPHABET, max_size=120)
 SHORT = st.text(ALPHABET, max_size=3)
 BEFORE = st.integers(0, 30)
 
-settings.register_profile("here", deadline=None, max_examples=150)
-settings.load_profile("here")
+MORE = settings(max_examples=150)
 
 
 class Kernel:
@@ -47,6 +46,7 @@ def check(results: Any, expected: Any, whole: str) -> None:
         assert whole[result.start : result.end] == result
 
 
+@MORE
 @given(TEXT, BEFORE, st.integers(-130, 130), st.integers(-130, 130))
 def test_slices(text: str, before: int, start: int, end: int) -> None:
     piece = Piece(text, "s", before)
@@ -73,12 +73,14 @@ OPERATIONS: dict[str, Callable[[str, str], Any]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
+@MORE
 @given(text=TEXT, chars=SHORT, before=BEFORE)
 def test_operations(name: str, text: str, chars: str, before: int) -> None:
     operate = OPERATIONS[name]
     check(operate(Piece(text, "s", before), chars), operate(text, chars), "x" * before + text)
 
 
+@MORE
 @given(TEXT, BEFORE, st.sampled_from([r"(\w)(\W?)", r"(?s)a(.*)", r"^(.*)$", r"([^a])"]))
 def test_groups_of_a_match_by_place(text: str, before: int, pattern: str) -> None:
     piece, whole = Piece(text, "s", before), "x" * before + text
@@ -88,6 +90,7 @@ def test_groups_of_a_match_by_place(text: str, before: int, pattern: str) -> Non
 
 
 @pytest.mark.parametrize("by", [*PACKED, *SECTIONS])
+@MORE
 @given(text=TEXT, tokens=st.integers(1, 12), overlap=st.integers(0, 3), before=BEFORE)
 def test_split_pieces_cover_the_text(by: str, text: str, tokens: int, overlap: int, before: int) -> None:
     overlap = min(overlap, tokens - 1)
@@ -101,6 +104,7 @@ def test_split_pieces_cover_the_text(by: str, text: str, tokens: int, overlap: i
         assert sum(map(len, pieces)) == len(covered)
 
 
+@MORE
 @given(TEXT, SHORT, BEFORE, st.integers(0, 2), st.integers(0, 2))
 def test_grep_finds_the_lines_that_hold_a_text(text: str, needle: str, start: int, before: int, after: int) -> None:
     grep: Any = names(Kernel(text))["grep"]
@@ -110,12 +114,14 @@ def test_grep_finds_the_lines_that_hold_a_text(text: str, needle: str, start: in
         assert [str(p) for p in found] == [line for line in text.split("\n") if needle in line]
 
 
+@MORE
 @given(st.lists(TEXT, max_size=4), st.sampled_from(["fox", "a", "é 0"]))
 def test_search_says_where_its_passages_are(texts: list[str], query: str) -> None:
     search: Any = names(Kernel(texts))["search"]
     assert all(texts[p.source][p.start : p.end] == p for p in search(query))
 
 
+@MORE
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 900), min_size=1), st.data())
 def test_the_map_of_spans_counts_characters(sizes: dict[str, int], data: st.DataObject) -> None:
     place = st.tuples(st.integers(0, 900), st.integers(0, 900))
