@@ -8,6 +8,7 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ import pytest
 from conftest import kernels
 from model_server import Answer, scripted
 from rlm_graph import Limits
+from rlm_graph.kernel import session
+from rlm_graph.tokens import count_tokens
 
 TEXT = "some text to work on. " * 100
 BEFORE = "```repl probe\nkept = 41\n```\n"
 AFTER = "```repl compose\nanswer['content'] = str(kept + 1); answer['ready'] = True\n```"
+SECONDS = 4.0
+"""What cells may compute that do so without end: enough for those before and behind them, on a slow machine too."""
 
 CELLS = {
     "prints 1 GB": (
@@ -32,13 +37,13 @@ CELLS = {
     "endless loop": ("while True: pass", "Timeout"),
     "swallows KeyboardInterrupt": (
         "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt:\n        pass",
-        "computed for more than 1.5 s",
+        f"computed for more than {SECONDS:g} s",
     ),
     "ignores the interrupt": (
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
-        "computed for more than 1.5 s and could not be stopped",
+        f"computed for more than {SECONDS:g} s and could not be stopped",
     ),
-    "hangs in C": ("import re\nre.match(r'(a+)+$', 'a' * 60 + 'b')", "1.5 s"),
+    "hangs in C": ("import re\nre.match(r'(a+)+$', 'a' * 60 + 'b')", f"{SECONDS:g} s"),
     "os._exit": ("import os\nos._exit(0)", "ended itself with exit code 0"),
     "kills itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
     "crashes in C": ("import ctypes\nctypes.string_at(0)", "SIGSEGV"),
@@ -47,13 +52,17 @@ CELLS = {
     "input": ("input('name? ')", "input()"),
     "top-level await": ("import asyncio\nawait asyncio.sleep(0.01)\nprint('awaited')", "awaited"),
 }
+WITHOUT_END = {"endless loop", "swallows KeyboardInterrupt", "ignores the interrupt", "hangs in C"}
 
 
 @pytest.mark.parametrize("name", CELLS)
-async def test_the_run_goes_on_and_the_root_is_told(scene: Any, name: str) -> None:
+async def test_the_run_goes_on_and_the_root_is_told(scene: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code, told = CELLS[name]
     s = scene(scripted(BEFORE + f"```repl probe\n{code}\n```", AFTER))
-    limits = Limits(cell_seconds=20 if "1 GB" in name or "bit by bit" in name else 1.5, kernel_memory=800_000_000)
+    limits = Limits(cell_seconds=SECONDS if name in WITHOUT_END else 100, kernel_memory=800_000_000)
+    if name == "endless loop":  # it heeds the interrupt, however slow the machine is
+        monkeypatch.setattr(session, "_GRACE_SECONDS", 30)
+    count_tokens("")  # where a vocabulary is on the disk, it is loaded once
     host = psutil.Process()
     before = host.memory_info().rss
     out = await s.rlm(limits=limits).ainvoke({"question": "q", "context": TEXT})
@@ -86,8 +95,8 @@ async def test_the_root_is_told_which_variables_it_has_again(scene: Any) -> None
 
 async def test_a_cell_that_waits_for_slow_answers_is_not_out_of_time(scene: Any) -> None:
     root = scripted("```repl chunk\nanswer['content'] = llm_query('p'); answer['ready'] = True\n```")
-    s = scene(root, lambda r: Answer("at last", latency=2.5))
-    out = await s.rlm(limits=Limits(cell_seconds=1)).ainvoke({"question": "q", "context": TEXT})
+    s = scene(root, lambda r: Answer("at last", latency=SECONDS + 1))
+    out = await s.rlm(limits=Limits(cell_seconds=SECONDS)).ainvoke({"question": "q", "context": TEXT})
     assert out["answer"] == "at last"
 
 
@@ -99,6 +108,11 @@ def count_of_everything() -> dict[str, int]:
         "descriptors": len(descriptors()),
         "folders": len(list(Path(tempfile.gettempdir()).glob("rlm-*"))),
     }
+
+
+def more_than(before: dict[str, int]) -> bool:
+    now = count_of_everything()
+    return any(now[kind] > before[kind] for kind in before)
 
 
 def descriptors() -> list[int]:
@@ -141,7 +155,8 @@ async def test_200_runs_20_at_a_time_leave_nothing_behind(scene: Any, monkeypatc
     assert await asyncio.gather(*[one(n) for n in range(20)]) == ["ABC"] * 20
     before = count_of_everything()
     assert await asyncio.gather(*[one(n) for n in range(200)]) == ["ABC"] * 200
-    await asyncio.sleep(0.5)
-    after = count_of_everything()
-    assert all(after[kind] <= before[kind] for kind in before), f"{before} → {after}"
+    deadline = time.monotonic() + 60  # threads end, and sockets close, a moment later
+    while more_than(before) and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    assert not more_than(before), f"{before} → {count_of_everything()}"
     own.rmdir()
