@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from rlm_graph import create_rlm
 from rlm_graph.graph import Graph
 from rlm_graph.kernel import pool
 from rlm_graph.kernel.session import close_all
+
+# LangChain keeps the connections of the latest 128 servers, and each test has a server of its own.
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 20_000) if most > 0 else 20_000, most))
 
 # A machine may be slow, or busy with other tests.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,10 +13,22 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    """A port that nobody has now; for a server, see `reserved_port`."""
+    with reserved_port() as free:
         port: int = free.getsockname()[1]
         return port
+
+
+def reserved_port() -> socket.socket:
+    """A socket that is bound to a port of its own, and listens to nothing.
+
+    As long as it is open, Linux gives the port to nobody who asks for any: not to another test's server, and not to a
+    client, which could even connect to itself there. Who asks for it by its number, as a server does, still gets it.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
 
 
 class DevServer:
@@ -29,7 +41,8 @@ class DevServer:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
-        self.port = free_port()
+        self._reserved = reserved_port()
+        self.port: int = self._reserved.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,10 +59,10 @@ class DevServer:
                 env={**_without_keys(), "LANGGRAPH_CLI_NO_ANALYTICS": "1", "RLM_GRAPH_HOME": str(self.home)},
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while True:
             try:
-                urllib.request.urlopen(f"{self.url}/ok", timeout=5).close()
+                urllib.request.urlopen(f"{self.url}/ok", timeout=30).close()
                 return
             except OSError:
                 assert self._process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-5_000:]
@@ -62,6 +75,7 @@ class DevServer:
         self._process.wait(20)
 
     def stop(self) -> None:
+        self._reserved.close()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:

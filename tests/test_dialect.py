@@ -420,6 +420,7 @@ def sparse(path: Path, size: int) -> Path:
     return path
 
 
+@pytest.mark.timeout(300)
 async def test_a_text_that_exceeds_the_memory_says_so(tmp_path):
     path = sparse(tmp_path / "big", 2_000_000_000)
     session = await start_session(KernelOptions(kernel_memory=1_000_000_000), name="small")

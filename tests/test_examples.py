@@ -52,6 +52,7 @@ def test_every_example_is_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", PRINTED)
 def test_an_example_prints_what_it_promises_and_what_it_ran_replays(
     name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -71,6 +72,7 @@ def test_an_example_prints_what_it_promises_and_what_it_ran_replays(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_nothing_is_missed_in_a_novel_of_two_million_tokens(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,6 @@ def test_the_command_hands_over(recorded: Path) -> None:
     with ModelServer(by_model({"root": lambda request: BETTER, "sub": sub})) as server:
         models = ["--base-url", server.base_url, "--model", "openai:root", "--sub-model", "openai:sub"]
         command = [sys.executable, "-m", "rlm_graph.cli", "replay", recorded, "--from", "2", *models]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.stdout == "5000 ['<part 0>', '<part 1>', '<part 2>'] <one more>\n", done.stderr
     assert done.returncode == 0

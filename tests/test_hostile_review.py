@@ -131,6 +131,7 @@ async def test_threads_use_up_the_calls_that_are_left_to_the_last(scene: Any) ->
     assert out["usage"]["refused"] == 37
 
 
+@pytest.mark.timeout(300)
 async def test_no_more_kernels_live_than_may_and_nested_runs_wait_for_a_place(
     scene: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

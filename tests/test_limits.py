@@ -194,6 +194,7 @@ async def test_a_parents_step_limit_ends_the_run_in_good_order(scene: Any) -> No
     assert any("give a higher recursion_limit" in line for line in out["warnings"])
 
 
+@pytest.mark.timeout(300)
 async def test_a_parents_step_limit_ends_a_loop_of_calls_in_good_order(scene: Any) -> None:
     root = scripted(*["```repl chunk\nanswer['content'] = llm_query_batched(['a', 'b'])\n```"] * 30)
     for limit in range(8, 21):

@@ -19,8 +19,8 @@ import oolong_tasks as tasks
         (8_000, True, 1),
         (8_000, False, 184),
         pytest.param(131_000, True, 11, marks=pytest.mark.slow),
-        pytest.param(131_000, False, 3_180, marks=pytest.mark.slow),
-        pytest.param(1_000_000, True, 82, marks=pytest.mark.slow),
+        pytest.param(131_000, False, 3_180, marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
+        pytest.param(1_000_000, True, 82, marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
         pytest.param(1_000_000, False, 24_348, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
 )

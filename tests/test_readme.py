@@ -94,11 +94,12 @@ def test_it_opens_with_the_two_commands() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_python_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Models are made by their names here, not asked.
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     script = "\n".join(blocks("python"))
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "json/decoder.py" in done.stdout
     assert "answered 3 24" in done.stdout
@@ -153,7 +154,7 @@ def kind_of(event: Any) -> str:
 
 def test_the_command_s_options_exist() -> None:
     command = [sys.executable, "-m", "rlm_graph.cli", "ask", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     assert all(option in done.stdout for option in re.findall(r"--[a-z-]+", section("From the command line")))
 

@@ -19,6 +19,7 @@ CONFIG = ROOT / "langgraph.json"
 TEXT = "The word is kiwi.\n" + "nothing here\n" * 6_000 + "The colour is green.\n"
 SECRET = "tulip-4711"
 NO_SERVER = "needs the extra `studio` (langgraph-cli[inmem])"
+pytestmark = pytest.mark.timeout(300)  # the first test waits for the server to start
 PHASES = {"load", "plan", "probe", "filter", "chunk", "dispatch", "verify", "compose"}
 
 

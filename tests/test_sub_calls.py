@@ -40,6 +40,7 @@ class EchoModel(BaseChatModel):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_2000_calls_from_16_threads_each_get_their_own_answer(scene: Any) -> None:
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
@@ -53,6 +54,7 @@ async def test_2000_calls_from_16_threads_each_get_their_own_answer(scene: Any) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_10000_calls_in_one_batch_each_get_their_own_answer(scene: Any) -> None:
     code = (
         "prompts = [f'p{i}' for i in range(10000)]\ngot = llm_query_batched(prompts)\n"

@@ -244,6 +244,7 @@ async def test_nested_rlms_have_the_tools(scene: Scene) -> None:
     assert (out["answer"], out["usage"]["calls"]) == ("42", 2)
 
 
+@pytest.mark.timeout(300)
 async def test_tools_of_an_mcp_server_give_data_and_fail_as_errors(scene: Scene) -> None:
     program = {
         "command": sys.executable,

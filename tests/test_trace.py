@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,9 +304,17 @@ def test_a_line_of_another_form_is_told(tmp_path: Path, event: str, change: dict
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_killed_run_leaves_a_trajectory_that_can_be_read_and_replayed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RLM_GRAPH_TRACE", str(tmp_path / "traces"))
-    with ModelServer(by_model({"root": crash_program.ROOT, "sub": crash_program.sub})) as server:
+    killed = threading.Event()
+
+    def sub(request: Request) -> Answer:
+        """The run is in its last calls when it is killed, however long that takes."""
+        held = {"until": killed.is_set} if request.number >= 40 else {}
+        return replace(crash_program.sub(request), **held)
+
+    with ModelServer(by_model({"root": crash_program.ROOT, "sub": sub})) as server:
         task = {"base_url": server.base_url, "home": str(tmp_path / "home"), "saver": str(tmp_path / "t.sqlite")}
         given = crash_program.Task(**task, thread="1", result=str(tmp_path / "out"), resume=False)
         process = multiprocessing.get_context("spawn").Process(target=crash_program.run, args=(given,))
@@ -314,7 +324,8 @@ def test_a_killed_run_leaves_a_trajectory_that_can_be_read_and_replayed(tmp_path
             time.sleep(0.02)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
-        process.join(10)
+        killed.set()
+        process.join(60)
     (path,) = (tmp_path / "traces").iterdir()
     run = read_trace(path).asked
     assert sorted(run.outputs) == [0, 1] and sorted(run.cells) == [0, 1, 2]

@@ -45,6 +45,7 @@ def server(tmp_path: Path) -> Iterator[DevServer]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_stream_of_a_thousand_calls_stays_below_500_kb(server: DevServer) -> None:
     given = {"question": "How many?", "context": "some text\n" * 1_000}
     modes = ["values", "updates", "custom", "messages-tuple"]
@@ -52,7 +53,7 @@ def test_the_stream_of_a_thousand_calls_stays_below_500_kb(server: DevServer) ->
     request = urllib.request.Request(
         f"{server.url}/runs/stream", json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=100) as response:
+    with urllib.request.urlopen(request, timeout=180) as response:
         sent = response.read().decode()
     data = [line.removeprefix("data: ") for line in sent.splitlines() if line.startswith("data: {")]
     events = [event for event in map(json.loads, data) if "event" in event]
