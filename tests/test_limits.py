@@ -39,6 +39,14 @@ async def test_refused_structured_asks_count_once(scene: Any) -> None:
     assert (out["answer"], out["usage"]["calls"], out["usage"]["refused"]) == ("refused", 0, 10)
 
 
+async def test_a_batch_that_comes_in_several_messages_is_refused_whole_as_well(scene: Any) -> None:
+    code = "llm_query_batched([f'{n} ' + 'x' * 900_000 for n in range(11)])"
+    root = scripted(f"```repl chunk\n{code}\n```", "```repl compose\nanswer['content'] = context; FINAL('so')\n```")
+    out, s = await run(scene, root, max_calls=10)
+    assert (out["usage"]["calls"], out["usage"]["refused"], s.server.asked("sub")) == (0, 11, 0)
+    assert "11 calls asked, 10 left (max_calls)" in s.root_prompts()[1]
+
+
 async def test_calls_beyond_the_limit_are_never_sent_and_the_run_says_max_calls(scene: Any) -> None:
     root = scripted(
         "```repl chunk\ngot = []\nfor i in range(9):\n    got.append(llm_query(f'p{i}'))\n```",

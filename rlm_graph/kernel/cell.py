@@ -37,25 +37,40 @@ class RunningCell:
         self._seconds = seconds
         self._expire = expire
         self._outstanding: dict[int, int] = {}
+        self._coming: list[tuple[Call, int]] = []
+        """Calls, with their weights, that others still belong to: a batch may be too large for one message."""
         self._weight = 0
         self._computed = 0.0
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, calls: Sequence[Call]) -> None:
-        """Takes calls in, which stops the clock.
+    def add(self, calls: Sequence[Call], *, more: bool = False) -> list[Call]:
+        """Takes calls in, and makes known those that are all there, which stops the clock.
+
+        Args:
+            calls: What has come.
+            more: Whether others follow that were made together with these: they stand or fall together.
+
+        Returns:
+            Those that are all there.
 
         Raises:
             Malformed: more than a host can be asked to hold.
         """
         for call in calls:
-            self._outstanding[call.number] = weight = weigh(call)
+            weight = weigh(call)
+            self._coming.append((call, weight))
             self._weight += weight
-        if len(self._outstanding) > _MOST_CALLS or self._weight > _MOST_CALL_BYTES:
+        if len(self._outstanding) + len(self._coming) > _MOST_CALLS or self._weight > _MOST_CALL_BYTES:
             raise Malformed(f"more than {_MOST_CALLS:,} calls or {_MOST_CALL_BYTES:,} bytes of them at once")
-        if calls and not self.expired:
+        if more:
+            return []
+        self._outstanding.update((call.number, weight) for call, weight in self._coming)
+        there, self._coming = [call for call, _ in self._coming], []
+        if there and not self.expired:
             self.stop_clock()
-            self.inbox.put(calls)
+            self.inbox.put(there)
+        return there
 
     def remove(self, answers: Mapping[int, Reply]) -> dict[int, Reply]:
         """Gives those answers that something waits for; with the last of them the clock goes on."""
@@ -70,6 +85,7 @@ class RunningCell:
         """Makes the end known to those who wait."""
         self.stop_clock()
         self._outstanding.clear()
+        self._coming.clear()
         done = self.done
         if done is not None and self.expired:
             text = f"{TIMEOUT} the cell computed for more than {self._seconds:g} s and was stopped."

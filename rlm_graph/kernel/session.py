@@ -217,15 +217,14 @@ class Session:
         if op == "hello":
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
-        elif op == "calls" and cell is not None and cell.done is None:
-            self._calls(cell, arg)
+        elif op in ("calls", "some_calls") and cell is not None and cell.done is None:
+            self._calls(cell, arg, more=op == "some_calls")
         elif op == "report" and cell is not None and cell.done is None and _is_of(cell, arg):
             cell.done = read_report(arg, self.options.cell_output)
             self._settle(cell)
 
-    def _calls(self, cell: RunningCell, arg: Any) -> None:
-        calls = read_calls(arg)
-        cell.add(calls)
+    def _calls(self, cell: RunningCell, arg: Any, *, more: bool) -> None:
+        calls = cell.add(read_calls(arg), more=more)
         if cell.expired:
             self._give(cell, {call.number: _TOO_LATE for call in calls})
 

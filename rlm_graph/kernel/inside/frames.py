@@ -47,13 +47,13 @@ def row(value: Any) -> str:
     return text
 
 
-def pack_rows(op: str, rows: Iterable[str]) -> Iterator[bytes]:
-    """Writes many rows as messages `op` with as few frames as they fit into."""
+def pack_rows(op: str, rows: Iterable[str], unfinished: str | None = None) -> Iterator[bytes]:
+    """Writes many rows as messages `op` with as few frames as they fit into; those before the last as `unfinished`."""
     texts: list[str] = []
     size = 0
     for text in rows:
         if texts and size + len(text) > LIMIT - 1000:
-            yield from _rows_frames(op, texts)
+            yield from _rows_frames(unfinished or op, texts)
             texts, size = [], 0
         texts.append(text)
         size += len(text) + 1

@@ -115,7 +115,7 @@ class Wire:
                 rows += following[2]
                 following = None
         try:
-            for frame in pack_rows("calls", rows):
+            for frame in pack_rows("calls", rows, "some_calls"):
                 self._sock.sendall(frame)
         finally:
             if following is not None:
