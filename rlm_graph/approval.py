@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlm_graph.state import Call
-from rlm_graph.tokens import estimate
 
 _SAMPLES = 3
 _SAMPLE_CHARS = 300
@@ -65,7 +64,9 @@ def _larger(one: Any, other: Any) -> Any:
     return None if one is None or other is None else max(one, other)
 
 
-def request(calls: Mapping[str, Call], model: str, nested: int, made: int, cost: float | None) -> dict[str, Any]:
+def request(
+    calls: Mapping[str, Call], model: str, nested: int, made: int, tokens: int, cost: float | None
+) -> dict[str, Any]:
     """What `dispatch` is about to do, as the value of its interrupt.
 
     Args:
@@ -73,6 +74,7 @@ def request(calls: Mapping[str, Call], model: str, nested: int, made: int, cost:
         model: Name of the model that would answer them.
         nested: How many of them are whole RLMs one level deeper, whose own calls are not counted here.
         made: Calls made so far in the tree.
+        tokens: Tokens that models would be given, roughly.
         cost: What they will cost in US dollars, roughly; None where the model's price is not known.
     """
     prompts = [_shown(call) for call in calls.values()]
@@ -82,7 +84,7 @@ def request(calls: Mapping[str, Call], model: str, nested: int, made: int, cost:
         "nested": nested,
         "calls_made": made,
         "model": model,
-        "tokens": sum(estimate(len(p)) for p in prompts),
+        "tokens": tokens,
         "cost": cost,
         "samples": [p if len(p) <= _SAMPLE_CHARS else p[:_SAMPLE_CHARS] + "…" for p in prompts[:_SAMPLES]],
         "how": HOW,

@@ -76,6 +76,24 @@ def read_ask(context: Any) -> Ask:
     Raises:
         ValueError: It is not of that form, or its schema is none.
     """
+    ask = _formed(context)
+    if ask.schema is not None:
+        validator(ask.schema)
+    return ask
+
+
+def prompt_of(task: str, context: Any) -> str:
+    """The one prompt of a structured ask; the task alone where it is not of the form that `sub_call` gives it."""
+    try:
+        ask = _formed(context)
+    except ValueError:
+        return task
+    notes = context.get("notes")
+    wrong = notes if isinstance(notes, dict) else {}
+    return asks.checked_ask(task, ask.texts, ask.schema, quotes=ask.quotes, notes=wrong)
+
+
+def _formed(context: Any) -> Ask:
     try:
         texts = {str(id): text for id, text in context["texts"].items()}
         schema, quotes = context["schema"], context["quotes"]
@@ -83,8 +101,6 @@ def read_ask(context: Any) -> Ask:
         raise ValueError("not what sub_call sends") from error
     if not texts or not all(isinstance(text, str) for text in texts.values()):
         raise ValueError("a chunk that is no text")
-    if schema is not None:
-        validator(schema)
     return Ask(texts, schema, quotes is True)
 
 

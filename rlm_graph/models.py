@@ -33,7 +33,7 @@ _KEY_LIKE = re.compile(
 )
 """What a provider may echo of a key in its error; it must not go to the root, the checkpoint or the screen."""
 
-USUAL_REPLY = 4_000
+LONG_REPLY = 4_000
 """Tokens of a long reply, reasoning included, where no maximum was set."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0
@@ -151,7 +151,7 @@ def address_of(model: Runnable[Any, Any]) -> str:
 
 
 def longest_reply(model: Runnable[Any, Any], ample: int = 0) -> int:
-    """Tokens that a reply is taken to have at most: the maximum that was set for the model, else `USUAL_REPLY`.
+    """Tokens that a reply is taken to have at most: the maximum that was set for the model, else `LONG_REPLY`.
 
     What a provider allows at most (128,000 and the like) says nothing of a reply: to hold room for it would let a few
     calls go at a time, and end a run with most of its budget unused.
@@ -163,7 +163,7 @@ def longest_reply(model: Runnable[Any, Any], ample: int = 0) -> int:
     if said := maximum_set(model):
         return said
     most = _provider_allows(model)
-    return min(max(USUAL_REPLY, ample), most) if most is not None else USUAL_REPLY
+    return min(max(LONG_REPLY, ample), most) if most is not None else LONG_REPLY
 
 
 def maximum_set(model: Runnable[Any, Any]) -> int | None:

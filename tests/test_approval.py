@@ -44,6 +44,13 @@ async def test_the_human_sees_what_is_about_to_be_done_before_any_of_it_is(scene
     assert s.server.asked("sub") == 0
 
 
+@pytest.mark.parametrize("call", ["sub_call(texts, 'q')", "rlm_query_batched(['q'] * 10, texts)"])
+async def test_the_bill_counts_the_texts_that_are_asked_about(scene: Any, call: str) -> None:
+    root = scripted(f"```repl chunk\ntexts = ['x' * 20_000] * 10\n{call}\n```")
+    _, _, request = await asked(scene, root, above=5)
+    assert 50_000 <= request["tokens"] <= 60_000
+
+
 @pytest.mark.parametrize("said", ["approve", True])
 async def test_approved_calls_are_made_once(scene: Any, said: Any) -> None:
     s, rlm, _ = await asked(scene)

@@ -177,6 +177,13 @@ def test_a_tool_runs_at_any_depth_and_size_and_nothing_but_a_plain_call_nests_fo
     assert kinds([tool, sub], max_depth=0) == (["7"], [], ["BudgetExceeded"])
 
 
+def test_a_schema_counts_among_what_the_model_is_given() -> None:
+    schema = {"type": "string", "description": "x" * 4_000}
+    ask = Call(9, "sub", "q", context={"texts": {"1": "short"}, "schema": schema, "quotes": True})
+    assert kinds([ask], window=900) == ([], [], ["PromptTooLong"])
+    assert kinds([ask], window=2_000) == (["9"], [], [])
+
+
 def test_what_a_nested_call_asks() -> None:
     assert nested_question(RLM) == ("q", "c")
     assert nested_question(Call(6, "rlm", "long text")) == ("Answer the prompt in `context`.", "long text")

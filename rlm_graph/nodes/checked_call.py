@@ -6,7 +6,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
-from rlm_graph import asks, checks, models, paid, prompts
+from rlm_graph import checks, models, paid, prompts
 from rlm_graph.identity import content_hash
 from rlm_graph.ledger import Spent
 from rlm_graph.nodes.plain_call import Answer
@@ -23,16 +23,17 @@ def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableCon
     shown = models.unheard(models.named(config, "sub_call", rlm_depth=depth + 1))
 
     async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
-        key = (("rlm_graph",), content_hash([settings_hash, "sub", prompt_of(asked), asked["nth"]]))
+        prompt = checks.prompt_of(asked["prompt"], asked["context"])
+        key = (("rlm_graph",), content_hash([settings_hash, "sub", prompt, asked["nth"]]))
         if cache is not None and key in (known := await cache.aget([key])):
             return Reply(text=known[key]), None
-        reply, spent = await from_model(asked)
+        reply, spent = await from_model(asked, prompt)
         if cache is not None and reply.text is not None:
             await cache.aset({key: (reply.text, None)})
         return reply, spent
 
-    async def from_model(asked: Asked) -> tuple[Reply, Spent | None]:
-        messages = [HumanMessage(prompt_of(asked))]
+    async def from_model(asked: Asked, prompt: str) -> tuple[Reply, Spent | None]:
+        messages = [HumanMessage(prompt)]
         form = checks.form_of(checks.read_ask(asked["context"]))
         try:
             async with paid.place(tree, settings, depth + 1, asked["id"], messages) as place:
@@ -53,9 +54,3 @@ def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableCon
         return Reply(text=text), spent
 
     return answer
-
-
-def prompt_of(asked: Asked) -> str:
-    """The prompt of an attempt at a structured ask."""
-    ask, notes = checks.read_ask(asked["context"]), asked["context"].get("notes") or {}
-    return asks.checked_ask(asked["prompt"], ask.texts, ask.schema, quotes=ask.quotes, notes=notes)

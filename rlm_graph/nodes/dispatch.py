@@ -11,7 +11,7 @@ from typing import Any, Literal
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
-from rlm_graph import approval, models, paid, prompts, stopping
+from rlm_graph import approval, checks, models, paid, prompts, stopping
 from rlm_graph.context import take_in
 from rlm_graph.errors import ContextError, KernelError, RLMError
 from rlm_graph.kernel import pool
@@ -84,7 +84,7 @@ def decide(
 def prompt_of(call: Call) -> str:
     """The one prompt of a call that is answered by a plain model call."""
     if call.kind == "sub":
-        return "\n".join([call.prompt, *_texts(call.context)])
+        return checks.prompt_of(call.prompt, call.context)
     if call.kind != "rlm" or call.context is None:
         return call.prompt
     text = call.context if isinstance(call.context, str) else _as_text(call.context)
@@ -234,9 +234,10 @@ async def _approved(
         )
     await tree.note_asked(about)
     allowed, complaint = None, ""
+    tokens = sum(estimate(len(prompt_of(call))) for call in kernel.waiting.values() if call.kind != "tool")
     while allowed is None:
         model = models.name_of(settings.model(depth + 1))
-        asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()), cost)
+        asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()), tokens, cost)
         said = interrupt({**asking, "complaint": complaint} if complaint else asking)
         allowed, complaint = approval.calls_allowed(said, len(ids)), approval.not_understood(said)
     kept_back, let_go = ids[allowed:], [paid_as(kernel, id) for id in ids[:allowed]]
@@ -346,9 +347,3 @@ def _as_text(context: Any) -> str:
     if isinstance(context, list) and all(isinstance(item, str) for item in context):
         return "\n\n".join(context)
     return json.dumps(context, ensure_ascii=False)
-
-
-def _texts(context: Any) -> list[str]:
-    """The texts that a structured ask is about, as far as it is of the form that `sub_call` gives it."""
-    texts = context.get("texts") if isinstance(context, dict) else None
-    return [text for text in texts.values() if isinstance(text, str)] if isinstance(texts, dict) else []
