@@ -98,11 +98,12 @@ def _runs(root: Path) -> Iterator[Item]:
 
 def _contexts(root: Path) -> Iterator[Item]:
     needed = {file.name for run in _listed(root / "run") for file in _listed(run / "source")}
-    for file in _listed(root / "source"):
-        paths = tuple(p for p in (file, root / "blob" / file.name, root / "local" / file.name) if p.exists())
+    # A copy of what another store keeps has no source here.
+    for name in {file.name for kind in ("source", "local") for file in _listed(root / kind)}:
+        paths = tuple(p for kind in ("source", "blob", "local") if (p := root / kind / name).exists())
         used = max(p.stat().st_mtime for p in paths)
         size = sum(p.stat().st_size for p in paths)
-        is_needed = file.name in needed
+        is_needed = name in needed
         yield Item(paths, used, size, is_needed, float("inf") if is_needed else ENDED_DAYS)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.stores import InMemoryByteStore
 from langgraph.checkpoint.memory import InMemorySaver
 
 from model_server import scripted
@@ -47,6 +48,18 @@ async def test_an_ended_run_goes_after_a_week_and_a_live_one_after_a_month(scene
     sweep(home, now=time.time() + 31 * DAY)
     sweep(home, now=time.time() + 31 * DAY)
     assert (runs(home), contexts(home)) == (0, 0)
+
+
+async def test_copies_of_what_another_store_keeps_go_after_a_week(scene: Any, home: Path) -> None:
+    rlm = scene(scripted("```repl compose\nanswer['content'] = context[:4]; answer['ready'] = True\n```")).rlm(
+        content_store=InMemoryByteStore()
+    )
+    assert (await rlm.ainvoke({"question": "q", "context": TEXT}))["answer"] == TEXT[:4]
+    assert len(list((home / "local").iterdir())) == 1
+    sweep(home, now=time.time() + 6 * DAY)
+    assert len(list((home / "local").iterdir())) == 1
+    sweep(home, now=time.time() + 8 * DAY)
+    assert list((home / "local").iterdir()) == []
 
 
 async def test_a_run_whose_calls_were_swept_ends_in_an_error_that_says_so(scene: Any, home: Path) -> None:

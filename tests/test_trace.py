@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from rlm_graph import Limits, assert_replays, create_rlm, hold, read_trace, trac
 from rlm_graph.errors import TraceError
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.store import FolderStore
-from rlm_graph.trace import schema
+from rlm_graph.trace import recording, schema
 from rlm_graph.trace.events import HEAD, full
 
 TEXT = "some text\n" * 500
@@ -353,3 +354,29 @@ def test_the_messages_stream_has_a_direct_answer_s_tokens_once(scene: Any) -> No
     assert len(chunks) > 1
     assert "".join(chunk.text for chunk in chunks) == "a direct answer in several words"
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_a_disk_that_was_full_for_a_moment_is_told_and_leaves_no_torn_file(
+    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, written = recording._opened, []
+
+    class FullOnce:
+        def __init__(self, path: Path, how: int) -> None:
+            self.file = opened(path, how)
+
+        def write(self, line: str) -> None:
+            written.append(line)
+            if len(written) == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.file.write(line)
+
+        def close(self) -> None:
+            self.file.close()
+
+    monkeypatch.setattr(recording, "_opened", FullOnce)
+    rlm = scene(scripted("```repl compose\nanswer['content'] = len(context); answer['ready'] = True\n```")).rlm()
+    with pytest.raises(OSError, match="No space left"), tracing(tmp_path / "run.jsonl"):
+        await rlm.ainvoke({"question": "q", "context": "some text " * 100})
+    assert len(written) == 4
+    assert read_trace(tmp_path / "run.jsonl").asked.run["question"] == "q"

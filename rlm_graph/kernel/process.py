@@ -166,7 +166,8 @@ def _locked(folder: Path) -> int:
 @cache
 def _clear_leftovers() -> None:
     """Removes, once, the folders that killed hosts of this user left behind."""
-    for lock in Path(tempfile.gettempdir()).glob("rlm-*/lock"):
+    folders = {tempfile.gettempdir(), "/tmp"}  # where a folder's name would be too long, it is in /tmp
+    for lock in (lock for folder in folders for lock in Path(folder).glob("rlm-*/lock")):
         with contextlib.suppress(OSError):
             if time.time() - lock.stat().st_mtime < _SURELY_LOCKED_SECONDS:
                 continue

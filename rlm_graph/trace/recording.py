@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +56,7 @@ class Recording:
         self._files: dict[str, TextIO] = {}
         self._paths: dict[str, Path] = {}
         self._lock = threading.Lock()
-        self._last: Future[None] | None = None
+        self._failure: OSError | None = None
         if self.path is not None and not self.path.is_dir():
             # What cannot be written is told before anything is spent.
             refuse_foreign(self.path)
@@ -75,7 +75,7 @@ class Recording:
             refuse_foreign(path)
             self._paths[tree] = path
             self.files.append(path)
-            self._last = self._writer.submit(self._begin, tree)
+            self._writer.submit(self._write, self._begin, tree)
             return True
 
     def add(self, tree: str, entries: Sequence[Entry]) -> None:
@@ -91,7 +91,7 @@ class Recording:
         lines = [line_of(entry if self.texts else without_texts(entry)) for entry in entries]
         ended = any(entry["event"] == "answer" and entry["depth"] == 0 for entry in entries)
         with self._lock:
-            self._last = self._writer.submit(self._append, tree, lines, ended)
+            self._writer.submit(self._write, self._append, tree, lines, ended)
 
     def close(self) -> None:
         """Waits until all is written.
@@ -102,8 +102,8 @@ class Recording:
         self._writer.shutdown(wait=True)
         for file in self._files.values():
             file.close()
-        if self._last is not None:
-            self._last.result()
+        if self._failure is not None:
+            raise self._failure
 
     def _path(self, path: Path, tree: str) -> Path:
         if path.is_dir():
@@ -114,6 +114,14 @@ class Recording:
     def _begin(self, tree: str) -> None:
         self._files[tree] = _opened(self._paths[tree], os.O_TRUNC)
         self._files[tree].write(header(texts=self.texts))
+
+    def _write(self, act: Callable[..., None], *given: Any) -> None:
+        """Writes, on the writer's thread. After a failure it writes no more: what is there can still be read."""
+        if self._failure is None:
+            try:
+                act(*given)
+            except OSError as error:
+                self._failure = error
 
     def _append(self, tree: str, lines: list[str], ended: bool) -> None:
         if tree not in self._files:
@@ -210,7 +218,9 @@ def present() -> Recording | None:
     if recording is not None or (folder := _of_the_environment()) is None:
         return recording
     with _of_process_lock:
-        return _of_process.setdefault(folder, Recording(folder, texts=True))
+        if folder not in _of_process:
+            _of_process[folder] = Recording(folder, texts=True)
+        return _of_process[folder]
 
 
 def _of_the_environment() -> str | None:
