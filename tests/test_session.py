@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import pytest_asyncio
 
 from rlm_graph.errors import ContextError, KernelError
+from rlm_graph.kernel import local, process
 from rlm_graph.kernel.inside import frames
 from rlm_graph.kernel.session import KernelOptions, Session, _sessions, start_session
 from rlm_graph.state import Call, Done, Reply, Waiting
@@ -520,6 +522,39 @@ async def test_a_kernel_that_crashes_says_by_which_signal(session):
     with pytest.raises(KernelError, match="SIGSEGV") as raised:
         await run(session, "import ctypes; ctypes.string_at(0)")
     assert raised.value.cause == "signal"
+
+
+@pytest.mark.parametrize("late", ["that it ended", "how it ended"])
+async def test_why_a_kernel_ended_is_waited_for_where_the_machine_is_slow_to_tell(session, monkeypatch, late):
+    if late == "how it ended":
+        obituary = process.obituary
+
+        def slowly(*args: Any, **more: Any) -> KernelError:
+            time.sleep(1)
+            return obituary(*args, **more)
+
+        monkeypatch.setattr(local, "obituary", slowly)
+    else:
+        loop, live = session._loop, session._live
+        loop.call_soon_threadsafe(live._stop_watching)
+        loop.call_soon_threadsafe(process.watch_exit, live.process, lambda: loop.call_later(1, session._exited))
+    with pytest.raises(KernelError, match="exit code 7") as raised:
+        await run(session, "import os; os._exit(7)")
+    assert raised.value.cause == "exit"
+
+
+async def test_a_cell_that_closes_the_bridge_and_lives_on_is_ended(session, monkeypatch):
+    monkeypatch.setattr("rlm_graph.kernel.session._EXIT_SECONDS", 0.5)
+    code = """
+        import socket, sys, time
+        sys.modules["inside.wire"].end_process_group = lambda: time.sleep(60)
+        wire._sock.shutdown(socket.SHUT_RDWR)
+        time.sleep(60)
+    """
+    with pytest.raises(KernelError, match="the kernel closed its bridge") as raised:
+        await run(session, HOSTILE + textwrap.dedent(code))
+    assert raised.value.cause == "closed"
+    assert await gone(session.pid)
 
 
 async def test_a_kernel_that_dies_while_its_cell_waits_fails_the_waiter(session):

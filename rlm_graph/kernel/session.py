@@ -29,9 +29,10 @@ from .local import start_local
 
 _START_SECONDS = 60.0
 _BIND_SECONDS = 300.0
-_GRACE_SECONDS = 2.0
-_INTERRUPTS = 4
-_EXIT_SECONDS = 0.1
+_GRACE_SECONDS = 5.0
+_INTERRUPTS = 10
+# A busy machine takes its time to tell of an end; a process that lives on has closed its bridge on purpose.
+_EXIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,9 @@ class Session:
         self._giving = threading.Lock()
         self._given: list[tuple[RunningCell, int, Reply]] = []
         self._failure: Failure | None = None
+        self._failed = asyncio.Event()
+        self._doomed = asyncio.Event()
+        """Set once an end is sure: it has failed, or its process has ended and the reason is on its way."""
         self._ready: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending: asyncio.Task[None] | None = None
@@ -247,7 +251,8 @@ class Session:
             told = await self._live.deliver(self._bridge, binding)
             return await asyncio.wait_for(self._bridge.ask("bind", {"name": name, "binding": told}), _BIND_SECONDS)
         except ConnectionError:
-            await self._await_failure()
+            await self._after_bridge(None)
+            await self._failed.wait()
         except TimeoutError:
             await self._end(Failure(f"loading `{name}` took more than {_BIND_SECONDS:.0f} s", "hang"))
         except OSError as error:
@@ -309,11 +314,15 @@ class Session:
     async def _after_bridge(self, reason: str | None) -> None:
         if reason is None:
             # As a rule the process is about to end, and its own end says why.
-            await asyncio.sleep(_EXIT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._doomed.wait(), _EXIT_SECONDS)
+            if self._doomed.is_set():
+                return
             reason = "the kernel closed its bridge"
         await self._end(Failure(reason, "closed"))
 
     def _exited(self) -> None:
+        self._doomed.set()
         if self._failure is None:
             self._task(self._after_exit())
 
@@ -324,17 +333,12 @@ class Session:
         error = await self._live.obituary(started=self._ready is not None and self._ready.done())
         await self._end(Failure(str(error), error.cause))
 
-    async def _await_failure(self) -> None:
-        """Waits until the reason for a lost bridge is known."""
-        for _ in range(100):
-            if self._failure is not None:
-                return
-            await asyncio.sleep(_EXIT_SECONDS / 10)
-
     async def _end(self, failure: Failure) -> None:
         """Ends the session, once; whoever comes later waits for the same end."""
         if self._failure is None:
             self._failure = failure
+            self._failed.set()
+            self._doomed.set()
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
         if self._cell is not None and (failure is _CLOSED or not self._cell.inbox.ended):
