@@ -22,7 +22,7 @@ import pytest_asyncio
 from rlm_graph.errors import ContextError, KernelError
 from rlm_graph.kernel import local, process
 from rlm_graph.kernel.inside import frames
-from rlm_graph.kernel.session import KernelOptions, Session, _sessions, start_session
+from rlm_graph.kernel.session import KernelOptions, Session, _sessions, close_all, start_session
 from rlm_graph.state import Call, Done, Reply, Waiting
 
 FACTS = {"phase": "probe", "window": 1_000, "left": {}, "reset_answer": False}
@@ -764,11 +764,29 @@ async def test_of_a_start_that_is_cancelled_nothing_is_printed():
     with pytest.raises(asyncio.CancelledError):
         await starting
     del starting
-    while any(session.name == "test" for session in _sessions):
+    while any(session.name == "test" for session in list(_sessions)):
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.02)
     gc.collect()
     assert told == []
+
+
+def test_all_sessions_are_ended_while_others_end_by_themselves():
+    def begin_and_end() -> None:
+        for _ in range(1_000):
+            Session(KernelOptions(), name="short").close_soon()
+
+    thread, interval = threading.Thread(target=begin_and_end), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        while thread.is_alive():
+            close_all()
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    close_all()
+    assert not any(session.name == "short" for session in list(_sessions))
 
 
 HOST = """

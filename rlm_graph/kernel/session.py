@@ -8,7 +8,6 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +56,9 @@ async def start_session(options: KernelOptions, *, name: str) -> Session:
 
     Raises:
         KernelError: it did not start.
+        ValueError: `isolation` is none.
     """
+    place(options.isolation)  # what is wrong with it is said before there is a session
     session = Session(options, name=name)
     starting = session._background.submit(session._start())
     try:
@@ -363,7 +364,8 @@ class Session:
 
 _CLOSED = Failure("the session is closed", "closed")
 _TOO_LATE = Reply(error="SubCallError", message="the cell ran out of time")
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+# A plain set: it is copied in one step, whatever other threads take out meanwhile. Whoever is in it is to be ended.
+_sessions: set[Session] = set()
 
 
 def _is_of(cell: RunningCell, report: Any) -> bool:
