@@ -261,6 +261,17 @@ async def test_calls_that_a_cell_leaves_behind_fail_when_it_ends(session):
     assert "cell ended" in done.stdout
 
 
+async def test_a_call_that_the_last_cell_sent_as_it_ended_is_none_of_the_next_one_s(session):
+    await run(session, "1")
+    running = asyncio.ensure_future(session.run(2, "print(llm_query('own'))", facts=FACTS))
+    await asyncio.sleep(0)
+    session._loop.call_soon_threadsafe(session._receive, "calls", 0, [[99, "llm", "late", None, None, 1]])
+    out = await running
+    assert [call.prompt for call in out.calls] == ["own"]
+    session.give({call.number: echo(call) for call in out.calls})
+    assert (await session.wait()).stdout == "re: own\n"
+
+
 async def test_a_child_process_is_told_that_it_cannot_call(session):
     code = """
         import os, sys

@@ -222,7 +222,8 @@ class Session:
         if op == "hello":
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
-        elif op in ("calls", "some_calls") and cell is not None and cell.done is None:
+        elif op in ("calls", "some_calls") and cell is not None and cell.message and cell.done is None:
+            # Before its code has gone out, a cell has no calls: these come from a thread of the last one's.
             self._calls(cell, arg, more=op == "some_calls")
         elif op == "report" and cell is not None and cell.done is None and _is_of(cell, arg):
             cell.done = read_report(arg, self.options.cell_output)
