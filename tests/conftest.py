@@ -26,6 +26,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 20_000) if most > 0 else 2
 # A machine may be slow, or busy with other tests.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+pool.ORPHAN_SECONDS = 3_600.0  # a kernel that nobody has ended is to be seen, not swept away while a test waits
 
 _START_PROCESSES = {
     "test_attacks",

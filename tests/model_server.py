@@ -80,6 +80,8 @@ class Record:
     sending: float | None = None
     sent: float | None = None
     status: int | None = None
+    hung_up: bool = False
+    """Whether the client was gone before it could be answered."""
 
 
 Script = Callable[[Request], str | Answer]
@@ -261,9 +263,10 @@ class ModelServer:
             if seconds := self._seconds(request, answer):
                 await asyncio.sleep(seconds)
             deadline = time.monotonic() + 60
-            while answer.until and not answer.until() and time.monotonic() < deadline:
+            while answer.until and not answer.until() and not reader.at_eof() and time.monotonic() < deadline:
                 await asyncio.sleep(0.005)
             if reader.at_eof():  # the client gave up meanwhile
+                record.hung_up = True
                 return False
             return await self._send(request, answer, record, writer)
         finally:
