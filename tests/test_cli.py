@@ -59,7 +59,7 @@ def run(*arguments: object, text: str | bytes = "", **env: str) -> subprocess.Co
         input=text.encode() if isinstance(text, str) else text,
         capture_output=True,
         env={**os.environ, **env},
-        timeout=60,
+        timeout=100,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -83,7 +83,7 @@ def on_a_terminal(*arguments: object) -> str:
     while chunk := _read(ours):
         sent += chunk
     os.close(ours)
-    process.wait(30)
+    process.wait(60)
     return sent.decode()
 
 
@@ -405,7 +405,7 @@ def _alive(pid: int) -> bool:
 
 
 def _wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 60
     while not (found := what()):
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.02)
@@ -439,7 +439,7 @@ def test_no_process_outlives_a_run_that_was_stopped(
     started = _descendants(process.pid)
     assert started, "there was no kernel to look for"
     process.send_signal(end)
-    out, told = process.communicate(timeout=20)
+    out, told = process.communicate(timeout=60)
     assert out == ""
     if end == signal.SIGINT:
         assert process.returncode == 130
