@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
-
-def free_port() -> int:
-    """A port that nobody has now; for a server, see `reserved_port`."""
-    with reserved_port() as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
-def reserved_port() -> socket.socket:
-    """A socket that is bound to a port of its own, and listens to nothing.
-
-    As long as it is open, Linux gives the port to nobody who asks for any: not to another test's server, and not to a
-    client, which could even connect to itself there. Who asks for it by its number, as a server does, still gets it.
-    """
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("127.0.0.1", 0))
-    return reserved
+from ports import own_port
 
 
 class DevServer:
@@ -41,8 +23,7 @@ class DevServer:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
-        self._reserved = reserved_port()
-        self.port: int = self._reserved.getsockname()[1]
+        self.port = own_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,10 +53,9 @@ class DevServer:
         """SIGKILL: nothing is said, nothing is saved."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(20)
+        self._process.wait(60)
 
     def stop(self) -> None:
-        self._reserved.close()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import http.client
 import json
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from model_server import Request, scripted
+from ports import own_port
 from rlm_graph import create_rlm
 from rlm_graph.errors import ContextError, KernelError
 from rlm_graph.kernel import gateway_kernel
@@ -29,7 +29,7 @@ from rlm_graph.kernel.gateway import Gateway
 from rlm_graph.kernel.isolation import bubblewrap_fault, landlock_fault
 from rlm_graph.kernel.session import KernelOptions, start_session
 from rlm_graph.offline import OfflineReader, OfflineRoot
-from test_session import FACTS, run
+from test_session import FACTS, exists, run, until
 
 pytestmark = pytest.mark.processes
 
@@ -62,10 +62,8 @@ class Server(NamedTuple):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("gateway")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {"ip": "127.0.0.1", "port": port, "auth_token": TOKEN}
+    port = own_port()
+    options = {"ip": "127.0.0.1", "port": port, "auth_token": TOKEN, "port_retries": 0}
     command = [sys.executable, "-m", "kernel_gateway", *(f"--KernelGatewayApp.{k}={v}" for k, v in options.items())]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -73,24 +71,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
     gateway = Gateway(f"http://127.0.0.1:{port}", TOKEN)
     try:
-        until = time.monotonic() + 60
-        while not answers(gateway) and time.monotonic() < until:
+        deadline = time.monotonic() + 100
+        while not answers(gateway):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-5_000:]
             time.sleep(0.05)
         yield Server(gateway, psutil.Process(process.pid))
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
 
 
 def ask(gateway: Gateway, path: str, method: str = "GET") -> Any:
     headers = {"Authorization": f"token {gateway.token}"}
     request = urllib.request.Request(gateway.url + path, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=20) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return json.loads(response.read() or b"null")
 
 
 def answers(gateway: Gateway) -> bool:
-    with contextlib.suppress(urllib.error.URLError):
+    with contextlib.suppress(OSError, http.client.HTTPException):
         return bool(ask(gateway, "/api"))
     return False
 
@@ -104,8 +106,8 @@ def gateway(server: Server) -> Gateway:
 def no_kernel_left_there(server: Server) -> Iterator[None]:
     before = server.kernels()
     yield
-    until = time.monotonic() + 20
-    while server.kernels() - before and time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while server.kernels() - before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert server.kernels() <= before
 
@@ -283,12 +285,15 @@ async def test_death_is_told_with_its_cause(gateway: Gateway, code: str, cause: 
 async def test_the_death_of_the_gateways_own_kernel_is_told(server: Server, gateway: Gateway) -> None:
     async with a_session(gateway) as session:
         await session.run(1, "llm_query('q')", facts=FACTS)
+        ours = server.processes("launch.py")
+        assert ours
         for process in server.processes("ipykernel_launcher"):
             process.kill()
         with pytest.raises(KernelError, match="the gateway's kernel died") as raised:
             await session.wait()
         assert raised.value.cause == "signal"
-    assert not server.processes("launch.py")
+    # What they were started by is gone, so that they are no longer below the gateway.
+    assert await until(lambda: not any(exists(process.pid) for process in ours))
 
 
 async def test_a_lost_connection_is_told(gateway: Gateway) -> None:
@@ -305,7 +310,7 @@ import asyncio, time
 from rlm_graph.kernel import gateway_kernel
 from rlm_graph.kernel.gateway import Gateway
 from rlm_graph.kernel.session import KernelOptions, start_session
-gateway_kernel._SILENCE_SECONDS, gateway_kernel._BEAT_SECONDS = 1.0, 0.2
+gateway_kernel._SILENCE_SECONDS, gateway_kernel._BEAT_SECONDS = 15.0, 1.0
 async def main():
     session = await start_session(KernelOptions(isolation=Gateway(URL, TOKEN)), name="x")
     facts = {"phase": "probe", "window": None, "left": {}, "reset_answer": False}
@@ -317,7 +322,7 @@ asyncio.run(main())
 
 
 async def test_a_host_that_is_killed_leaves_nothing_that_runs(server: Server, gateway: Gateway) -> None:
-    script = HOST.replace("URL", repr(gateway.url)).replace("TOKEN", repr(TOKEN)).replace("END", "time.sleep(60)")
+    script = HOST.replace("URL", repr(gateway.url)).replace("TOKEN", repr(TOKEN)).replace("END", "time.sleep(600)")
     process = await asyncio.to_thread(
         subprocess.Popen, [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
     )
@@ -327,10 +332,7 @@ async def test_a_host_that_is_killed_leaves_nothing_that_runs(server: Server, ga
     process.wait()
     process.stdout.close()
     assert server.processes("launch.py")
-    until = time.monotonic() + 30
-    while server.processes("launch.py") and time.monotonic() < until:
-        await asyncio.sleep(0.05)
-    assert not server.processes("launch.py")
+    assert await until(lambda: not server.processes("launch.py"))
     server.delete_all()  # the gateway's own, idle now, which no kernel can delete
 
 
@@ -351,9 +353,7 @@ async def test_a_wrong_token_is_said_and_not_shown(gateway: Gateway) -> None:
 
 
 async def test_no_server_is_said() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://127.0.0.1:{own_port()}"
     with pytest.raises(KernelError, match=f"no gateway answers at {url}: .*refused"):
         await start_session(KernelOptions(isolation=Gateway(url, TOKEN)), name="x")
 

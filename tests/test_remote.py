@@ -16,8 +16,9 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Command
 
 from conftest import Scene
-from dev_server import DevServer, free_port
+from dev_server import DevServer
 from model_server import scripted
+from ports import own_port
 from rlm_graph import Limits, hold
 from rlm_graph.errors import RLMError
 from rlm_graph.graph import Graph
@@ -97,14 +98,14 @@ async def budget(server: DevServer, thread: str) -> Any:
 
 
 async def test_a_picture_of_the_graph_asks_no_server(scene: Any) -> None:
-    nowhere = RemoteGraph("reader", url=f"http://127.0.0.1:{free_port()}")
+    nowhere = RemoteGraph("reader", url=f"http://127.0.0.1:{own_port()}")
     drawn = scene(scripted(TELL)).rlm(sub_graph=nowhere).get_graph(xray=True)
     assert "sub_call:rlm" in drawn.nodes and "sub_call:rlm:load" not in drawn.nodes
 
 
 async def test_a_server_that_stays_out_of_reach_is_told(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlm_graph.remote._PATIENCE_SECONDS", 0.0)
-    nowhere = RemoteGraph("reader", url=f"http://127.0.0.1:{free_port()}")
+    nowhere = RemoteGraph("reader", url=f"http://127.0.0.1:{own_port()}")
     told = await told_by(scene(scripted(TELL)).rlm(sub_graph=nowhere))
     assert re.search("the nested RLM failed: ConnectError: .*graph 'reader', thread ", told)
 
