@@ -1,4 +1,7 @@
-"""What the servers of `test_remote.py` serve: an RLM whose reader takes some seconds, by the number in its text."""
+"""What the servers of `test_remote.py` serve: an RLM whose reader takes some seconds, by the number in its text.
+
+At 44444 it takes so long that it can only be cancelled.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from rlm_graph.offline import OfflineReader, OfflineRoot
 class SlowReader(OfflineReader):
     async def _agenerate(self, messages: list[BaseMessage], *args: Any, **more: Any) -> Any:
         number = re.search(r"number is (\d+)", messages[-1].text)
-        await asyncio.sleep(int(number[1]) % 5 if number else 0)
+        seconds = int(number[1]) if number else 0
+        await asyncio.sleep(seconds % 5 if seconds != 44_444 else 600)
         return await super()._agenerate(messages, *args, **more)
 
 
