@@ -37,11 +37,11 @@ ATTACKS = {
             except OSError: pass
     """,
     "connect to another kernel's channel": "import socket; socket.socket(socket.AF_UNIX).connect(P['other_channel']); print('WON')",
-    "connect to a port on the host's loopback": "import socket; socket.create_connection(P['port'], 1); print('WON')",
+    "connect to a port on the host's loopback": "import socket; socket.create_connection(P['port'], 10); print('WON')",
     "ask a DNS server": """
         import socket
-        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(1)
-        s.sendto(b"?", tuple(P["dns"]))
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(30)
+        s.connect(tuple(P["dns"])); s.send(b"?")
         if s.recv(9): print("WON")
     """,
     "find a way to the internet": """

@@ -18,14 +18,18 @@ from rlm_graph import Limits, create_rlm
 
 QUESTION = "How many items, and what does the deep part say?"
 TEXT = "\n".join(f"{n} ITEM" if n % 5 == 0 else f"{n} nothing here" for n in range(600))
+CANDIDATES = [line for line in TEXT.splitlines() if "ITEM" in line][:60]
+TOGETHER, THREADS = 30, 6
+"""The first candidates are one batch, and when all have come, so many threads ask the rest one by one."""
+
 ANSWER = "60 items: 0 ITEM … 295 ITEM; deep: 3 leaves of 'part'"
 
 ROOT = scripted(
     "```repl probe\nlines = context.splitlines()\nprint(len(lines))\n```",
     "```repl filter\ncandidates = [l for l in lines if 'ITEM' in l][:60]\nprint(len(candidates))\n```\n"
     "```repl chunk\nfrom concurrent.futures import ThreadPoolExecutor\n"
-    "first = llm_query_batched(candidates[:30])\n"
-    "with ThreadPoolExecutor(6) as pool:\n    rest = list(pool.map(llm_query, candidates[30:]))\n"
+    f"first = llm_query_batched(candidates[:{TOGETHER}])\n"
+    f"with ThreadPoolExecutor({THREADS}) as pool:\n    rest = list(pool.map(llm_query, candidates[{TOGETHER}:]))\n"
     "found = first + rest\ndeep = rlm_query('look deeper', context='part')\nprint(len(found), deep)\n```",
     "```repl compose\nassert found == [f'<{c}>' for c in candidates]\n"
     "answer['content'] = f'{len(found)} items: {candidates[0]} … {candidates[-1]}; deep: {deep}'\n"

@@ -80,6 +80,7 @@ class Record:
     sending: float | None = None
     sent: float | None = None
     status: int | None = None
+    reply: str = ""
     hung_up: bool = False
     """Whether the client was gone before it could be answered."""
 
@@ -260,6 +261,7 @@ class ModelServer:
         self.peak = max(self.peak, self._in_flight)
         try:
             answer = self._ask(request)
+            record.reply = answer.text
             if seconds := self._seconds(request, answer):
                 await asyncio.sleep(seconds)
             deadline = time.monotonic() + 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -28,8 +29,8 @@ def serve(bin: Path, folder: Path) -> Iterator[str]:
             _set_up(address)
             yield address
         finally:
-            server.terminate()
-            server.wait(20)
+            server.send_signal(signal.SIGINT)  # it waits for no client: that of a killed host may still be there
+            server.wait(60)
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
@@ -46,7 +47,7 @@ def _user(sockets: Path) -> dict[str, int]:
 def _set_up(address: str) -> None:
     from langgraph.checkpoint.postgres import PostgresSaver
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             with PostgresSaver.from_conn_string(address) as saver:

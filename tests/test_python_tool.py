@@ -226,7 +226,7 @@ async def test_closing_ends_the_kernels_and_the_tool_may_be_used_again(make: Mak
     assert found.endswith(" 27")
     assert "`context` is a str, 27 characters" in python.description
     await python.aclose()
-    assert kernels() == before
+    assert kernels() <= before
     assert "NameError" in await python.ainvoke({"code": "x"}, on("a"))
 
 
