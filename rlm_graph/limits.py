@@ -30,7 +30,7 @@ class Limits:
             that has no `max_retries` of its own is tried again.
         cell_seconds: Computing time of one cell in seconds; the clock stops while it waits for answers.
         cell_output: Characters of a cell's output that the root is shown: head and tail; the middle is counted.
-        kernel_memory: Bytes of data that one kernel may hold.
+        kernel_memory: Bytes that one kernel, all its processes together, may hold.
 
     Raises:
         TypeError: One of them is no number, or a fraction where something is counted.

@@ -81,7 +81,45 @@ ATTACKS = {
         print("WON")
     """,
     "fill the memory": "hog = bytearray(P['memory']); print('WON')",
-    "map memory without end": "import mmap; m = mmap.mmap(-1, 40 << 30); print('WON')",
+    "map memory without end": "import mmap; m = mmap.mmap(-1, 40 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); print('WON')",
+    "fill the memory by sharing it": """
+        import mmap, time
+        hog = mmap.mmap(-1, 2 * P["memory"])
+        for at in range(0, len(hog), mmap.PAGESIZE): hog[at] = 1
+        time.sleep(2); print("WON")
+    """,
+    "fill the memory by many processes": """
+        import os, time
+        told, tell = os.pipe()
+        for n in range(4):
+            if os.fork() == 0:
+                try:
+                    os.setsid()
+                    if os.fork() == 0:
+                        hog = b"!" * (P["memory"] // 2)
+                        os.write(tell, b"!"); time.sleep(4)
+                finally: os._exit(0)
+            os.wait()
+        os.close(tell)
+        for n in range(4): os.read(told, 1)
+        time.sleep(1); print("WON")
+    """,
+    "keep memory that no process maps": """
+        import mmap, os
+        try:
+            hogs = [os.memfd_create("hog") for _ in range(P["memory"] // P["scratch"] + 2)]
+            for hog in hogs: os.posix_fallocate(hog, 0, P["scratch"])
+            print("WON memfd")
+        except OSError: pass
+        try: mmap.mmap(os.open("/dev/zero", os.O_RDWR), 4096); print("WON zero")
+        except OSError: pass
+    """,
+    "keep files in /dev/shm": """
+        import os, tempfile
+        hogs = [tempfile.TemporaryFile(dir="/dev/shm") for _ in range(3)]
+        for hog in hogs: os.posix_fallocate(hog.fileno(), 0, P["scratch"])
+        print("WON")
+    """,
     "fork without end": """
         import os, signal, time
         children = []
@@ -99,7 +137,21 @@ ATTACKS = {
     "open files without end": "files = [open('/dev/null') for _ in range(5_000)]; print('WON')",
     "raise its own limits": """
         import resource
-        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)); print("WON")
+        for which in (resource.RLIMIT_DATA, resource.RLIMIT_CORE):
+            try: resource.setrlimit(which, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)); print("WON")
+            except (OSError, ValueError): pass
+    """,
+    "raise its limits by editing what is beside it": """
+        import sys
+        out = sys.modules["inside.output"].SCREEN.output
+        for name in ("_head_room", "_tail_room"): setattr(out, name, getattr(out, name) + 10**9)
+        print("!" * 1_000_000)
+    """,
+    "leave a core dump": """
+        import os
+        pid = os.fork()
+        if pid == 0: os.abort()
+        if os.WCOREDUMP(os.waitpid(pid, 0)[1]): print("WON")
     """,
     "have the host's crash handler run a program": "open('/proc/sys/kernel/core_pattern', 'r+b'); print('WON')",
     "open a device of the machine": """

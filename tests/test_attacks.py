@@ -169,7 +169,8 @@ async def test_an_attack_ends_as_the_threat_model_says(prison: Prison, name: str
     if prison.options.isolation == "process" and (reason := impossible_here(name)):
         pytest.skip(reason)
     printed = await prison.attack(ATTACKS[name])
-    won = "WON" in printed or Path(prison.planted["outside"], "pickled").exists()
+    won = "WON" in printed or len(printed) > 2 * prison.options.cell_output
+    won |= Path(prison.planted["outside"], "pickled").exists()
     assert won == (not is_stopped(said)), f"{said}, but: {printed[-500:]}"
     assert prison.other_is_untouched()
     psutil.Process(prison.planted["victim"])

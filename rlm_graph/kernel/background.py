@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import zmq
 import zmq.asyncio
 
+from .memory import Watch
+
 T = TypeVar("T")
 
 
@@ -34,6 +36,10 @@ class Worker:
     def _run(self) -> None:
         while True:
             self._jobs.get()()
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Runs a function that never fails on the thread."""
+        self._jobs.put(job)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Runs a function on the thread and awaits its result."""
@@ -56,7 +62,7 @@ class Worker:
                 error = raised
             loop.call_soon_threadsafe(settle, result, error)
 
-        self._jobs.put(job)
+        self.do(job)
         return await done
 
 
@@ -68,6 +74,11 @@ class Background:
     loop: asyncio.AbstractEventLoop
     spawner: Worker
     sweeper: Worker
+    watcher: Worker
+
+    @cached_property
+    def memory(self) -> Watch:
+        return Watch(self.watcher.do)
 
     @cached_property
     def sockets(self) -> zmq.asyncio.Context:
@@ -99,7 +110,8 @@ def background() -> Background:
         if _current is None or _current.pid != os.getpid():
             loop = asyncio.new_event_loop()
             threading.Thread(target=_run, args=(loop,), name="rlm-kernels", daemon=True).start()
-            _current = Background(os.getpid(), loop, Worker("rlm-kernel-spawner"), Worker("rlm-kernel-sweeper"))
+            workers = [Worker(f"rlm-kernel-{name}") for name in ("spawner", "sweeper", "watcher")]
+            _current = Background(os.getpid(), loop, *workers)
         return _current
 
 

@@ -74,6 +74,8 @@ def _view(inside: Path, scratch: int, permissions: str) -> Iterator[str]:
         else:
             yield from ("--ro-bind-try", str(path), str(path))
     yield from ("--proc", "/proc", "--dev", "/dev")
+    # It gives zeros as well, but cannot be mapped, which would be memory that no process has to keep mapped.
+    yield from ("--dev-bind", "/dev/full", "/dev/zero")
     yield from ("--size", str(_SHARED_MEMORY), "--perms", permissions, "--tmpfs", "/dev/shm")
     yield from ("--size", str(scratch), "--perms", permissions, "--tmpfs", HOME)
     for folder in [*python_folders(), str(inside)]:

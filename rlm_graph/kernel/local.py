@@ -14,6 +14,7 @@ from ..errors import KernelError
 from .background import Background
 from .carry import carried
 from .isolation import Isolation
+from .memory import Watched
 from .process import Process, kill, obituary, release, spawn, watch_exit
 
 _SHELL_MESSAGE_BYTES = 4_000_000
@@ -31,21 +32,28 @@ async def start_local(background: Background, memory: int, isolation: Isolation)
         process = await background.spawner.call(lambda: spawn(context, memory, isolation))
     except OSError as error:
         raise KernelError(f"the kernel did not start: {error}", cause="start") from error
-    return LocalKernel(background, process)
+    return LocalKernel(background, process, memory)
 
 
 class LocalKernel:
     """See `LiveKernel`."""
 
-    def __init__(self, background: Background, process: Process) -> None:
+    def __init__(self, background: Background, process: Process, memory: int) -> None:
         self._background = background
         self.process = process
+        in_memory = process.means == "bubblewrap"
+        self._watched = Watched(process.popen.pid, memory, files=in_memory, over=self._holds_too_much)
+        self._death: KernelError | None = None
         self.pid = process.popen.pid
         self._channel: Any = None
+        self._ended: Callable[[], None] = lambda: None
         self._stop_watching: Callable[[], None] = lambda: None
 
     async def connect(self, bridge: asyncio.Protocol, ended: Callable[[], None]) -> None:
+        self._ended = ended
         self._stop_watching = watch_exit(self.process, ended)
+        if self._watched.most:
+            self._background.memory.begin(self._watched)
         self.process.bridge.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: bridge, sock=self.process.bridge)
 
@@ -75,6 +83,7 @@ class LocalKernel:
     async def deliver(self, bridge: asyncio.Protocol, binding: dict[str, Any]) -> dict[str, Any]:
         descriptor, told = await asyncio.to_thread(carried, binding)
         try:
+            self._watched.texts += os.fstat(descriptor).st_size
             # Nothing is awaited between this and the message that needs it, so both arrive in one order.
             socket.send_fds(self.process.gate, [b"."], [descriptor])
         except OSError as error:
@@ -86,11 +95,22 @@ class LocalKernel:
     def kill(self) -> None:
         kill(self.process)
 
+    def _holds_too_much(self, held: int) -> None:
+        most = self._watched.most
+        said = f"its processes held {held / 1e9:.2f} GB together, and may hold {most / 1e9:.2f} GB"
+        self._death = KernelError(f"the kernel died: out of memory: {said}", cause="memory")
+        self.kill()
+        self._stop_watching()  # to free the memory takes it a while, and why it ends is known
+        self._ended()
+
     async def obituary(self, *, started: bool) -> KernelError:
+        if self._death is not None:
+            return self._death
         return await self._background.sweeper.call(lambda: obituary(self.process, started=started))
 
     async def release(self) -> None:
         self._stop_watching()
+        self._background.memory.end(self._watched)
         if self._channel is not None:
             self._channel.close(linger=0)
         self.kill()

@@ -55,7 +55,7 @@ class Process:
         gate: The host's end of the one by which texts go in, as descriptors.
         lock: A lock on the folder, held as long as this process lives: a folder without one was left by a killed host.
         log: A nameless file of bounded size: what it writes where no cell's output goes.
-        caged: Whether the process is bubblewrap, with the kernel inside.
+        means: What it is kept in. In a cage this process is not the kernel, but keeps it and all that it starts.
         oom_kills: How often the system had killed for want of memory when this process started.
     """
 
@@ -66,7 +66,7 @@ class Process:
     gate: socket.socket
     lock: int
     log: int
-    caged: bool
+    means: str
     oom_kills: int
 
 
@@ -107,7 +107,7 @@ def spawn(context: zmq.asyncio.Context, memory: int, isolation: Isolation) -> Pr
         )
         popen = launch(provisioner, command({**descriptors, "limits": _limits(means, scratch, memory)}))
         ours.pop_all()
-        return Process(popen, folder, manager, bridge, gate, lock, log, means == "bubblewrap", oom_kills())
+        return Process(popen, folder, manager, bridge, gate, lock, log, means, oom_kills())
 
 
 def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -188,10 +188,13 @@ def release(process: Process) -> None:
 
 
 def kill(process: Process) -> None:
-    """Kills the process and its group. The group's number is ours as long as the process has not been reaped."""
+    """Kills the process and what it started. Its number is ours as long as the process has not been reaped."""
     if process.popen.returncode is None:
         with contextlib.suppress(OSError):
-            os.killpg(process.popen.pid, signal.SIGKILL)
+            if process.means == "landlock":
+                os.kill(process.popen.pid, signal.SIGTERM)  # see `inside/keeper.py`
+            else:
+                os.killpg(process.popen.pid, signal.SIGKILL)
 
 
 def watch_exit(process: Process, ended: Callable[[], None]) -> Callable[[], None]:
@@ -235,8 +238,8 @@ def _poll_exit(process: Process, ended: Callable[[], None], loop: asyncio.Abstra
 def obituary(process: Process, *, started: bool) -> KernelError:
     """Says why a process ended; it must have. Reads files."""
     code = process.popen.wait()
-    if code > 128 and process.caged:
-        code = 128 - code  # bubblewrap's way to say that a signal ended the kernel
+    if code > 128 and process.means != "process":
+        code = 128 - code  # how what keeps the kernel says that a signal ended it
     log = read_log(process)
     if "out of memory" in log.lower() or "MemoryError" in log or (code == -9 and oom_kills() > process.oom_kills):
         return KernelError("the kernel died: out of memory", cause="memory")

@@ -86,7 +86,8 @@ async def relay(kernel: Any) -> None:
     _, arg = await link.hear()
     try:
         memory, link.silence = json.loads(arg)
-        here = Background(os.getpid(), asyncio.get_running_loop(), Worker("spawner"), Worker("sweeper"))
+        workers = [Worker(name) for name in ("spawner", "sweeper", "watcher")]
+        here = Background(os.getpid(), asyncio.get_running_loop(), *workers)
         live = await start_local(here, memory, await asyncio.to_thread(_best_isolation))
     except KernelError as error:
         await link.tell("failed", [str(error), error.cause])

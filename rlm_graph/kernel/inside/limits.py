@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from .control import control
+from .keeper import keep
 from .landlock import restrict
 from .seccomp import install, program
 
@@ -45,11 +47,13 @@ def limit(
     threading.stack_size(_STACK)
     if user:
         _become(user, reading=bool(readable))
+    if readable:
+        host = keep(host)
     if sys.platform == "linux":
         with suppress(OSError):  # in bubblewrap it was done before
             Path("/proc/self/oom_score_adj").write_text("1000")
         _die_with(host)  # not before: a change of the user undoes it
-        _control(_PR_SET_NO_NEW_PRIVS, 1)
+        control(_PR_SET_NO_NEW_PRIVS, 1)
     if readable:
         restrict(readable, scratch)
         steps = program(network=False)
@@ -92,15 +96,10 @@ def _become(user: int, *, reading: bool) -> None:
     """
     os.setgroups([])
     os.setresgid(user, user, user)
-    _control(_PR_SET_KEEPCAPS, int(reading))
+    control(_PR_SET_KEEPCAPS, int(reading))
     os.setresuid(user, user, user)
     if reading:
         held = struct.pack("IIIIII", _CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
         if ctypes.CDLL(None, use_errno=True).capset(struct.pack("Ii", _CAPABILITIES_3, 0), held):
             raise OSError(ctypes.get_errno(), "capset")
-    _control(_PR_SET_DUMPABLE, 1)  # or our own /proc/self would be closed to us
-
-
-def _control(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), f"prctl {option}")
+    control(_PR_SET_DUMPABLE, 1)  # or our own /proc/self would be closed to us

@@ -27,7 +27,9 @@ _DENIED: Final = {
     "process_madvise": (440, 440), "kcmp": (312, 272), "move_pages": (279, 239), "migrate_pages": (256, 238),
     # what is shared by all, or outlives the kernel
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "shmget": (29, 194), "semget": (64, 190),
-    "msgget": (68, 186), "mq_open": (240, 180), "memfd_secret": (447, 447),
+    "msgget": (68, 186), "mq_open": (240, 180),
+    # memory that belongs to no process, so that no bound counts it
+    "memfd_create": (319, 279), "memfd_secret": (447, 447),
     # the large and young parts of Linux
     "bpf": (321, 280), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "userfaultfd": (323, 282), "perf_event_open": (298, 241), "fanotify_init": (300, 262),
@@ -42,10 +44,13 @@ _DENIED: Final = {
 }  # fmt: skip
 _DENIED_ON_X86: Final = (172, 173, 154)  # iopl, ioperm, modify_ldt
 _CLONE, _CLONE3, _SOCKET, _SOCKETPAIR, _IOCTL = (56, 220), (435, 435), (41, 198), (53, 199), (16, 29)
+_MMAP: Final = (9, 222)
 _FIRST_UNKNOWN: Final = 457
 """From here on nobody has looked yet what the calls do."""
 _X32: Final = 0x40000000
 _NEW_NAMESPACES: Final = 0x7E020000
+_ANOTHER_PARENT: Final = 0x8000  # CLONE_PARENT: a child of whoever started the caller
+_SHARED, _ANONYMOUS, _KIND = 1, 0x20, 0xF
 _FAMILIES: Final = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _CONNECTED: Final = (1, 5)  # SOCK_STREAM, SOCK_SEQPACKET
 _TERMINAL: Final = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX type on a terminal
@@ -104,8 +109,12 @@ def _steps(audit: int, at: int, network: bool) -> Iterator[Step]:
     denied = [numbers[at] for numbers in _DENIED.values()] + (list(_DENIED_ON_X86) if at == 0 else [])
     for number in denied:
         yield from _unless(_EQUAL, number, [_end(_FAIL | errno.EPERM)])
-    bits = _unless(_ANY_BIT, _NEW_NAMESPACES, [_end(_FAIL | errno.EPERM)])
+    bits = _unless(_ANY_BIT, _NEW_NAMESPACES | _ANOTHER_PARENT, [_end(_FAIL | errno.EPERM)])
     yield from _unless(_EQUAL, _CLONE[at], [(_LOAD, 0, 0, _argument(0)), *bits, _end(_ALLOW)])
+    # Files can be shared, and they are bounded: what no process maps any more would still be held, and nobody sees it.
+    shared = _unless(_EQUAL, _SHARED | _ANONYMOUS, [_end(_FAIL | errno.EPERM)])
+    flags = [(_LOAD, 0, 0, _argument(3)), (_AND, 0, 0, _KIND | _ANONYMOUS), *shared, _end(_ALLOW)]
+    yield from _unless(_EQUAL, _MMAP[at], flags)
     typed: list[Step] = []
     for request in _TERMINAL:
         typed += _unless(_EQUAL, request, [_end(_FAIL | errno.EPERM)])
