@@ -156,6 +156,24 @@ def test_blocks_that_are_no_text_stay_and_all_come_back_as_they_were() -> None:
     assert kept_id(kept) and kept_id(message) is None
 
 
+def asks_who_paid(messages: list[BaseMessage]) -> AIMessage:
+    results = [m for m in messages if isinstance(m, ToolMessage)]
+    if not results:
+        return calls(("customers", {}))
+    if len(results) == 1:
+        return calls(("ask_text", {"question": "Who paid?", "source": kept_ids(messages)[0]}), start=1)
+    return AIMessage(results[-1].text)
+
+
+def test_a_short_answer_with_many_citations_is_shown_to_the_agent(scene: Callable[..., Any]) -> None:
+    s = scene(scripted("```repl compose\nFINAL('All of them.')\nanswer['citations'] = grep('c', limit=5_000)\n```"))
+    agent = create_agent(Agent(act=asks_who_paid), [customers], middleware=[RLMMiddleware(s.root, s.sub)])
+    out = agent.invoke({"messages": [("human", "Who paid?")]})
+    assert out["messages"][-1].text.startswith("All of them.\n\nCitations:\n[1] text:0-10 'customer 0'\n[2] ")
+    [asked] = [m for m in out["messages"] if isinstance(m, ToolMessage) and m.name == "ask_text"]
+    assert kept_id(asked) is None and len(asked.artifact["citations"]) == 2_000
+
+
 def test_a_long_human_message_leaves_its_ends_and_the_state() -> None:
     text = "Please read this report.\n\n" + "x y z. " * 40_000 + "\n\nWhat is wrong in it?"
     model = Agent(act=lambda messages: AIMessage("done"))

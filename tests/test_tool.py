@@ -260,6 +260,43 @@ def test_a_long_answer_is_kept_and_can_be_asked_about(scene: Callable[..., Any])
     assert len(message.artifact["answer"]) == 50_000
 
 
+def cited_by(scene: Callable[..., Any], lines: list[str], cited: str = "grep('paid', limit=5_000)") -> ToolMessage:
+    """What an agent gets that asks about these lines; the answer cites those with "paid" in them."""
+    s = scene(scripted(f"```repl compose\nFINAL('So many.')\nanswer['citations'] = {cited}\n```"))
+    store = InMemoryByteStore()
+    held = hold("\n".join(lines), store=store)
+    return call(create_rlm_tool(s.root, s.sub, direct_below=0, content_store=store), held["id"])
+
+
+def test_an_answer_comes_with_its_citations_as_content_and_artifact(scene: Callable[..., Any]) -> None:
+    message = cited_by(scene, ["Nobody came.", "Ann paid 3 euros.", "Bob paid 5 euros."])
+    assert message.content == (
+        "So many.\n\nCitations:\n[1] text:13-30 'Ann paid 3 euros.'\n[2] text:31-48 'Bob paid 5 euros.'"
+    )
+    assert message.artifact["citations"] == [
+        {"source": "text", "start": 13, "end": 30, "quote": "Ann paid 3 euros."},
+        {"source": "text", "start": 31, "end": 48, "quote": "Bob paid 5 euros."},
+    ]
+
+
+def test_of_many_citations_the_content_has_some_and_the_artifact_all(scene: Callable[..., Any]) -> None:
+    message = cited_by(scene, [f"Customer {n} paid {n} euros." for n in range(2_000)])
+    assert len(message.content) < 2_000
+    assert message.content.startswith("So many.\n\nCitations:\n[1] text:0-24 'Customer 0 paid 0 euros.'")
+    assert "[20] " in message.content and "[21] " not in message.content
+    assert message.content.endswith("\n… and 1,980 more.")
+    assert len(message.artifact["citations"]) == 2_000
+
+
+def test_of_a_long_passage_the_content_has_the_ends_and_the_artifact_all(scene: Callable[..., Any]) -> None:
+    line = "Ann paid " + "very " * 10_000 + "late."
+    message = cited_by(scene, [line], "split(by='item', tokens=100_000)")
+    assert len(message.content) < 500
+    assert "[1] text:0-50014 'Ann paid very " in message.content and " … " in message.content
+    assert message.content.endswith("very late.'")
+    assert message.artifact["citations"][0]["quote"] == line
+
+
 async def test_a_limit_that_stopped_it_is_told(scene: Callable[..., Any]) -> None:
     s = scene(lambda request: "```repl probe\nprint(context)\n```")
     store = InMemoryByteStore()

@@ -69,9 +69,10 @@ def create_rlm_tool(
     and no link is followed. (A hard link is none: it is a file of the folder that it stands in.)
 
     The tool's content is the answer with its citations, what could not be read, and the limit that stopped it, where
-    one did; its artifact is `{"answer", "citations", "usage", "stop_reason", "warnings", "left_out", "source"}`. An
-    answer above 20 000 characters is kept in the store and described instead. What goes wrong is told to the agent's
-    model, which can do something about it.
+    one did; its artifact is `{"answer", "citations", "usage", "stop_reason", "warnings", "left_out", "source"}`. Of
+    more than 20 citations the content has the first 20 and the number of the others, of passages above 300 characters
+    the ends; the artifact has them all, whole. An answer above 20 000 characters is kept in the store and described
+    instead. What goes wrong is told to the agent's model, which can do something about it.
 
     Args:
         model: The root, see `create_rlm`.

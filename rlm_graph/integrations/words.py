@@ -34,6 +34,9 @@ FINDINGS = """\
 [What has been read for you, on the question {question!r}:
 {findings}]"""
 """What a model with tools of its own is shown in place of long texts, and what was found in them."""
+MORE_CITATIONS = "… and {more:,} more."
+_CITED, _QUOTED = 20, 300
+"""Citations that an agent's model is shown, and characters of each passage, or of a line of what was not read."""
 LONG_ANSWER = """\
 The answer is too long to be shown here. It is kept as {id}; ask about it with source="{id}".
 {description}"""
@@ -54,17 +57,28 @@ def asking(*, results: bool, paths: bool, names: Sequence[str]) -> str:
 def answer_told(
     answer: str, citations: Sequence[Mapping[str, Any]], left_out: Sequence[str], stopped: str | None
 ) -> str:
-    """An answer as an agent's model reads it: with what it rests on, and what did not go as it should."""
+    """An answer as an agent's model reads it: with what it rests on, and what did not go as it should.
+
+    It adds at most some 20 000 characters to the answer, however many citations there are and however long their
+    passages.
+    """
     lines = [answer]
     if citations:
-        lines.append("Citations:\n" + "\n".join(f"[{n}] {_cited(c)}" for n, c in enumerate(citations, 1)))
+        cited = [f"[{n}] {_cited(c)}" for n, c in enumerate(citations[:_CITED], 1)]
+        more = [MORE_CITATIONS.format(more=len(citations) - _CITED)] if len(citations) > _CITED else []
+        lines.append("\n".join(["Citations:", *cited, *more]))
     if left_out:
-        lines.append(f"Not read: {'; '.join(left_out)}")
+        lines.append(f"Not read: {'; '.join(map(_short, left_out))}")
     if stopped:
         lines.append(f"It was stopped by a limit ({stopped}) before it was done; this is the best that it has.")
     return "\n\n".join(lines)
 
 
 def _cited(citation: Mapping[str, Any]) -> str:
-    place = f"{citation.get('source')}:{citation.get('start')}-{citation.get('end')}"
-    return f"{place} {citation.get('quote', '')!r}"
+    place = f"{_short(str(citation.get('source')))}:{citation.get('start')}-{citation.get('end')}"
+    return f"{place} {_short(citation.get('quote', ''))!r}"
+
+
+def _short(text: str) -> str:
+    """A text that fits a line: of a long one, how it begins and ends."""
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 100]} … {text[-100:]}"
