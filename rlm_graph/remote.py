@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any, TypedDict
@@ -29,7 +30,8 @@ _PATIENCE_SECONDS = 180.0
 """How long a server may be out of reach before its calls fail. One that is restarted is back by then."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 
-_CANCEL_SECONDS = 5.0
+_CANCEL_SECONDS, _CANCEL_PAUSE_SECONDS = 5.0, 0.2
+"""How long a cancelled call sees to it that its run ends, and how often."""
 
 _FORWARDED = ("__pregel_stream", "checkpoint_ns")
 """What of our place in the run a remote graph needs in order to stream into it; it sends neither to the server."""
@@ -61,14 +63,27 @@ async def answer(graph: RemoteGraph, id: str, asked: Asked, config: RunnableConf
 
     Raises:
         RLMError: The run failed there, or its server was out of reach for too long.
+        CancelledError: The call was cancelled. So is its run there, where the server can be reached.
     """
     thread = str(UUID(id))
     configurable = {key: value for key, value in config["configurable"].items() if key in _FORWARDED}
     there: RunnableConfig = {"configurable": {**configurable, "thread_id": thread}}
+    waits: list[asyncio.Task[Any]] = []
+    try:
+        return await _in_the_end(graph, thread, asked, there, waits)
+    except asyncio.CancelledError:
+        await _cancel(graph, thread, waits)
+        raise
+
+
+async def _in_the_end(
+    graph: RemoteGraph, thread: str, asked: Asked, there: RunnableConfig, waits: list[asyncio.Task[Any]]
+) -> dict[str, Any]:
+    """The output, after as many attempts as it takes; `waits` gets the requests that last as long as a run."""
     pause, lost_since = _FIRST_PAUSE_SECONDS, None
     while True:
         try:
-            out = await _answered(graph, thread, asked, there)
+            out = await _answered(graph, thread, asked, there, waits)
             if out is not None:
                 return out
             lost_since = None
@@ -80,11 +95,13 @@ async def answer(graph: RemoteGraph, id: str, asked: Asked, config: RunnableConf
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-async def _answered(graph: RemoteGraph, thread: str, asked: Asked, there: RunnableConfig) -> dict[str, Any] | None:
+async def _answered(
+    graph: RemoteGraph, thread: str, asked: Asked, there: RunnableConfig, waits: list[asyncio.Task[Any]]
+) -> dict[str, Any] | None:
     """One attempt: starts the thread, or takes up what it has come to. None where it has to be looked at again."""
     await _call(graph, "threads.create", thread_id=thread, if_exists="do_nothing")
     for run in await _active(graph, thread):
-        await _call(graph, "runs.join", thread, run["run_id"])
+        await _shielded(_call(graph, "runs.join", thread, run["run_id"]), waits)
     state = await _call(graph, "threads.get_state", thread)
     values = state["values"] or {}
     if _has_ended(values):
@@ -95,7 +112,7 @@ async def _answered(graph: RemoteGraph, thread: str, asked: Asked, there: Runnab
     elif state["next"]:
         given = None
     try:
-        out = await _invoke(graph, given, there)
+        out = await _shielded(_invoke(graph, given, there), waits)
     except GraphInterrupt:
         return None
     except (RemoteException, NotFoundError) as error:
@@ -119,22 +136,33 @@ def _has_ended(values: dict[str, Any]) -> bool:
 
 
 async def _invoke(graph: RemoteGraph, given: Any, there: RunnableConfig) -> Any:
-    """Runs the graph there. A run that is cancelled here is cancelled there; one that loses its caller goes on."""
+    """Runs the graph there. A run that loses its caller goes on."""
     more: dict[str, Any] = {"on_disconnect": "continue", "stream_resumable": True, "multitask_strategy": "reject"}
     if models.is_synchronous():
         return await asyncio.to_thread(lambda: graph.invoke(given, there, **more))
-    try:
-        return await graph.ainvoke(given, there, **more)
-    except asyncio.CancelledError:
-        with suppress(httpx.HTTPError, TimeoutError):
-            async with asyncio.timeout(_CANCEL_SECONDS):
-                await _cancel(graph, there["configurable"]["thread_id"])
-        raise
+    return await graph.ainvoke(given, there, **more)
 
 
-async def _cancel(graph: RemoteGraph, thread: str) -> None:
-    for run in await _active(graph, thread):
-        await _call(graph, "runs.cancel", thread, run["run_id"])
+async def _shielded(request: Coroutine[Any, Any, Any], waits: list[asyncio.Task[Any]]) -> Any:
+    """Awaits what lasts as long as a run. Cancelled here, it stays, to show whether the run has ended there."""
+    waits[:] = [asyncio.ensure_future(request)]
+    return await asyncio.shield(waits[0])
+
+
+async def _cancel(graph: RemoteGraph, thread: str, waits: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancels what runs on the thread there, until no request waits for it: one under way may only just begin a run."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CANCEL_SECONDS):
+            while True:
+                with suppress(httpx.HTTPError):
+                    for run in await _active(graph, thread):
+                        await _call(graph, "runs.cancel", thread, run["run_id"])
+                if all(request.done() for request in waits):
+                    break
+                await asyncio.wait(waits, timeout=_CANCEL_PAUSE_SECONDS)
+    for request in waits:
+        request.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
 
 
 async def _active(graph: RemoteGraph, thread: str) -> list[Any]:

@@ -20,7 +20,7 @@ from conftest import Scene
 from dev_server import DevServer
 from model_server import scripted
 from ports import own_port
-from rlm_graph import Limits, hold
+from rlm_graph import Limits, hold, models
 from rlm_graph.errors import RLMError
 from rlm_graph.graph import Graph
 from rlm_graph.remote import Asked, answer
@@ -169,9 +169,7 @@ async def test_a_call_that_is_being_answered_is_waited_for(server: DevServer) ->
     assert await states(server, id) == ["success"]
 
 
-@pytest.mark.slow
-async def test_a_cancelled_run_is_cancelled_on_the_server(server: DevServer) -> None:
-    id = "ad" * 16
+async def cancelled_there(server: DevServer, id: str) -> None:
     running = asyncio.create_task(answer(reader(server), id, asked("The number is 44444."), {"configurable": {}}))
     while await states(server, id) != ["running"]:
         assert not running.done()
@@ -182,6 +180,16 @@ async def test_a_cancelled_run_is_cancelled_on_the_server(server: DevServer) -> 
     while await states(server, id) == ["running"]:
         await asyncio.sleep(0.1)
     assert await states(server, id) == ["interrupted"]
+
+
+@pytest.mark.slow
+async def test_a_cancelled_run_is_cancelled_on_the_server(server: DevServer) -> None:
+    await cancelled_there(server, "ad" * 16)
+
+
+@pytest.mark.slow
+def test_so_is_one_in_a_synchronous_run(server: DevServer) -> None:
+    models.in_step(lambda: cancelled_there(server, "ae" * 16))
 
 
 @pytest.mark.slow
