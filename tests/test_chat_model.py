@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from langchain.agents import create_agent
 from langchain_core.callbacks import UsageMetadataCallbackHandler
@@ -19,6 +20,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from langchain_tests.unit_tests.chat_models import ChatModelTests
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from pydantic import BaseModel
@@ -76,7 +78,11 @@ def server() -> Iterator[ModelServer]:
 
 
 class Standard:
-    """The inner model is `ChatOpenAI`, behind it a scripted server over HTTP."""
+    """The inner model is `ChatOpenAI`, behind it a scripted server over HTTP.
+
+    Two tests are skipped: the model is not serializable, as its models and stores need not be; and no provider's HTTP
+    traffic is recorded, as there is none.
+    """
 
     url = ""
 
@@ -93,8 +99,37 @@ class Standard:
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": ChatOpenAI(model="root", base_url=self.url, api_key="none", stream_usage=True)}
 
+    @pytest.fixture(autouse=True)
+    def _no_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The suite fetches pictures, a PDF and a sound to attach; that they arrive is all that is looked at here.
+        monkeypatch.setattr(httpx, "get", lambda url, **_: httpx.Response(200, content=b"some bytes"))
+
     @property
     def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        return True
+
+    @property
+    def supports_pdf_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_pdf_tool_message(self) -> bool:
+        return True
+
+    @property
+    def supports_audio_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
         return True
 
     @property
@@ -104,12 +139,38 @@ class Standard:
 
 @pytest.mark.filterwarnings("ignore:no effect on RLMChatModel")
 class TestStandardUnit(Standard, ChatModelUnitTests):
-    pass
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        return {"OPENAI_API_KEY": "none"}, {"model": "openai:gpt-5-mini"}, {"direct_below": 16_000}
 
 
 @pytest.mark.filterwarnings("ignore:no effect on RLMChatModel")
 class TestStandardIntegration(Standard, ChatModelIntegrationTests):
     pass
+
+
+@pytest.mark.filterwarnings("ignore:no effect on RLMChatModel")
+class TestStandardEssentialsAboveTheThreshold(Standard, ChatModelTests):
+    """What of the suite every answer of the RLM's has to stand, whose short prompts would go to the inner model."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {**super().chat_model_params, "direct_below": 0}
+
+    test_invoke = ChatModelIntegrationTests.test_invoke
+    test_ainvoke = ChatModelIntegrationTests.test_ainvoke
+    test_stream = ChatModelIntegrationTests.test_stream
+    test_astream = ChatModelIntegrationTests.test_astream
+    test_batch = ChatModelIntegrationTests.test_batch
+    test_abatch = ChatModelIntegrationTests.test_abatch
+    test_conversation = ChatModelIntegrationTests.test_conversation
+    test_stop_sequence = ChatModelIntegrationTests.test_stop_sequence
+
+    @pytest.mark.parametrize("check", ["test_usage_metadata", "test_usage_metadata_streaming"])
+    def test_usage_metadata_but_for_a_model_s_name(self, model: RLMChatModel, check: str) -> None:
+        # With a name, callbacks would count again what they have counted of each model's own calls.
+        with pytest.raises(AssertionError, match=r"isinstance\(None, str\)"):
+            getattr(ChatModelIntegrationTests(), check)(model)
 
 
 class Reader:

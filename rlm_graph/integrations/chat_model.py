@@ -55,9 +55,10 @@ class RLMChatModel(BaseChatModel):
     - the last human message is the question. Where that is itself what is too long, its first and last paragraphs are,
       and the whole is read. Text blocks above 4 000 characters and attached text files are read too, and so are the
       other messages; system messages are instructions. What is no text in a long conversation is an error;
-    - the answer is the RLM's, streamed when it is complete; other arguments of the call than `stop` have no effect on
-      it. The message has the usage of the whole tree (and no `model_name`: callbacks have counted each model's own
-      calls) and, in `response_metadata`, `stop_reason` and, where there are any, `citations` and `warnings`;
+    - the answer is the RLM's. A stream gives nothing before it is finished, and then gives it word by word. Other
+      arguments of the call than `stop` have no effect on it. The message has the usage of the whole tree (and no
+      `model_name`: callbacks have counted each model's own calls) and, in `response_metadata`, `stop_reason` and, where
+      there are any, `citations` and `warnings`;
     - with bound tools, a response format or structured output, `model` itself replies, so that it can call its tools.
       It is shown the conversation without the long texts (and, where need be, without its oldest messages), and what
       the RLM found in them on the question. What has been read for a question is not read again for it, so an agent
@@ -135,12 +136,21 @@ class RLMChatModel(BaseChatModel):
             return self.model._get_ls_params(stop=stop, **kwargs)
         return super()._get_ls_params(stop=stop, **{"model": models.name_of(self.model), **kwargs})
 
-    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
         """Binds tools as `model` does.
+
+        Args:
+            tools: The tools.
+            tool_choice: Which of them `model` has to call: a name, `"any"`, or what else it takes. None: as it likes.
+            **kwargs: What else its `bind_tools` takes.
 
         Raises:
             TypeError: `model` binds tools in a way of its own, which nothing can stand before.
         """
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
         bound = self.model.bind_tools(tools, **kwargs)
         if not isinstance(bound, RunnableBinding):
             raise TypeError(f"{models.name_of(self.model)} binds tools as {type(bound).__name__}: use create_rlm_tool")
