@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from langchain_openai import ChatOpenAI
 
+from alone import alone
 from model_server import ModelServer, Script, by_model
+from no_network.sitecustomize import guarded
 from rlm_graph import create_rlm
 from rlm_graph.graph import Graph
 from rlm_graph.kernel import pool
@@ -63,6 +66,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("RLM_GRAPH_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def no_key_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what must need neither, here and in processes that are started."""
+    for name in os.environ.keys() - (kept := alone(os.environ)).keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", kept["PYTHONPATH"])
+    for name, connect in guarded().items():
+        monkeypatch.setattr(socket.socket, name, connect)
 
 
 def chat(server: ModelServer, name: str, **more: Any) -> ChatOpenAI:

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from alone import alone, without_keys
 from ports import own_port
 
 
@@ -19,10 +20,13 @@ class DevServer:
     Args:
         folder: Where its configuration is.
         home: The content store of the graphs that it serves.
+        network: Whether it could reach one, if it tried.
     """
 
-    def __init__(self, folder: Path, home: Path) -> None:
-        self.folder, self.home = folder, home
+    def __init__(self, folder: Path, home: Path, *, network: bool = True) -> None:
+        self.folder = folder
+        given = without_keys(os.environ) if network else alone(os.environ)
+        self.environment = {**given, "LANGGRAPH_CLI_NO_ANALYTICS": "1", "RLM_GRAPH_HOME": str(home)}
         self.port = own_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "log"
@@ -37,7 +41,7 @@ class DevServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_without_keys(), "LANGGRAPH_CLI_NO_ANALYTICS": "1", "RLM_GRAPH_HOME": str(self.home)},
+                env=self.environment,
                 start_new_session=True,
             )
         deadline = time.monotonic() + 200
@@ -62,7 +66,3 @@ class DevServer:
                 self._process.wait(20)
             except subprocess.TimeoutExpired:
                 self.kill()
-
-
-def _without_keys() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}

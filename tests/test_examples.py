@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import runpy
+import socket
+import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -13,6 +16,7 @@ import pytest
 
 from rlm_graph import assert_replays
 
+pytestmark = pytest.mark.usefixtures("no_key_no_network")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTED = {
     "codebase": [r"^\d+ files, ", "If debug is True, the event loop will be run in debug mode", r"^\(runners.py\)$"],
@@ -45,6 +49,16 @@ PRINTED = {
     ],
 }
 ARGUMENTS = {"novel": ["--tokens", "200000"]}
+
+
+def test_what_would_need_a_network_fails_here_and_in_processes_of_an_example() -> None:
+    with pytest.raises(OSError, match="there is no network in this test"):
+        socket.create_connection(("192.0.2.1", 80), 5)
+    with pytest.raises(OSError, match="there is no network in this test"):
+        asyncio.run(asyncio.open_connection("192.0.2.1", 80))
+    program = "import urllib.request; urllib.request.urlopen('http://192.0.2.1', timeout=5)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "there is no network in this test" in done.stderr
 
 
 def test_every_example_is_run() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -72,7 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
     shutil.copy(CONFIG, folder)
     shutil.copytree(CONFIG.parent / "graphs", folder / "graphs")
     (folder / "secret.txt").write_text(f"The password is {SECRET}.\n")
-    server = DevServer(folder, tmp_path_factory.mktemp("home"))
+    server = DevServer(folder, tmp_path_factory.mktemp("home"), network=False)
     try:
         server.start()
         yield server
@@ -100,6 +102,15 @@ def new_thread(client: Any) -> str:
 def ask(client: Any, graph: str, thread: str | None = None, **given: Any) -> dict[str, Any]:
     out: dict[str, Any] = client.runs.wait(thread, graph, input=given, raise_error=False)
     return out
+
+
+@pytest.mark.slow
+def test_the_server_could_reach_no_network_and_has_no_key(server: DevServer) -> None:
+    """So nothing that the tests here ask of it needs one."""
+    program = "import socket; socket.create_connection(('192.0.2.1', 80), 5)"
+    done = subprocess.run([sys.executable, "-c", program], env=server.environment, capture_output=True, text=True)
+    assert "there is no network in this test: ('192.0.2.1', 80)" in done.stderr
+    assert not [name for name in server.environment if name.endswith("_API_KEY")]
 
 
 @pytest.mark.slow
