@@ -242,6 +242,11 @@ class OfflineReader(_Offline):
 
     For source code the lines come with the `def` or `class` that they are in. The same prompt always gets the same
     reply; `usage_metadata` is estimated at 4 characters a token.
+
+    Example:
+        >>> prompt = "Question: When was it built?\\nPassage: The sea is blue. It was built in 1907."
+        >>> print(OfflineReader().invoke(prompt).text)
+        It was built in 1907.
     """
 
     @property
@@ -262,6 +267,17 @@ class OfflineRoot(_Offline):
     Attributes:
         passages: How many prompts the sub-model gets at most (fewer where the limits leave fewer).
         shown: How many findings the answer holds; the others are counted.
+
+    Raises:
+        ValueError: One of them is below 1.
+
+    Example:
+        >>> from rlm_graph import create_rlm
+        >>> from rlm_graph.offline import OfflineReader
+        >>> rlm = create_rlm(OfflineRoot(passages=1, shown=1), OfflineReader(), direct_below=0)
+        >>> out = rlm.invoke({"question": "When was the pier built?", "context": "The pier was built in 1907. " * 9})
+        >>> print(out["answer"].splitlines()[0], out["usage"]["turns"], out["usage"]["calls"])
+        The pier was built in 1907. 3 1
     """
 
     passages: int = Field(default=24, ge=1)

@@ -9,11 +9,18 @@ import sys
 import pytest
 
 import rlm_graph
+from rlm_graph.offline import OfflineReader, OfflineRoot
+from rlm_graph.trace.report import write_report
+
+PUBLIC = {name: getattr(rlm_graph, name) for name in rlm_graph.__all__} | {
+    value.__name__: value for value in (OfflineReader, OfflineRoot, write_report)
+}
+RAISE_NOTHING = {"Approval", "OfflineReader"}
 
 
-@pytest.mark.parametrize("name", rlm_graph.__all__)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_has_an_example_that_runs(name: str) -> None:
-    value = getattr(rlm_graph, name)
+    value = PUBLIC[name]
     [test, *_] = doctest.DocTestFinder(recurse=False).find(value, name, globs={name: value})
     assert test.examples, f"{name} has no example"
     said: list[str] = []
@@ -21,9 +28,9 @@ def test_a_public_name_has_an_example_that_runs(name: str) -> None:
     assert not result.failed, "".join(said)
 
 
-@pytest.mark.parametrize("name", sorted({*rlm_graph.__all__} - {"Approval"}))  # a plain record, which raises nothing
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - RAISE_NOTHING))
 def test_a_public_name_tells_of_its_errors(name: str) -> None:
-    assert "Raises:" in (getattr(rlm_graph, name).__doc__ or "")
+    assert "Raises:" in (PUBLIC[name].__doc__ or "")
 
 
 def test_the_package_is_imported_without_langchain_and_without_what_is_not_used() -> None:

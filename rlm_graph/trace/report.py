@@ -40,6 +40,18 @@ def write_report(
     Raises:
         TraceError: The file is no trajectory, or what is there in the page's place is no page of ours.
         OSError: A file cannot be read or written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from rlm_graph import create_rlm, tracing
+        >>> from rlm_graph.offline import OfflineRoot
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with tracing(folder / "run.jsonl"):
+        ...     out = create_rlm(OfflineRoot()).invoke({"question": "Built when?", "context": "It was built in 1907."})
+        >>> write_report(folder / "run.jsonl", folder / "run.html")
+        >>> "It was built in 1907." in (folder / "run.html").read_text()
+        True
     """
     trajectory = read_trace(path)
     store = content_store if content_store is not None else default_store()
