@@ -197,6 +197,28 @@ def test_a_long_history_is_one_note_to_the_model_and_whole_in_the_state() -> Non
     assert len(out["messages"]) == 202
 
 
+def asks_the_history(messages: list[BaseMessage]) -> AIMessage:
+    if isinstance(messages[-1], ToolMessage):
+        return AIMessage(f"You said: {messages[-1].text}")
+    note = re.search(r"kept as ([0-9a-f]{32})", messages[0].text)
+    return calls(("ask_text", {"question": "Under which flowerpot is the key?", "source": note[1] if note else "?"}))
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+def test_the_agent_asks_about_the_part_of_the_history_that_it_does_not_see(way: str) -> None:
+    talk: list[BaseMessage] = []
+    for n in range(20):
+        talk += [HumanMessage(f"Question {n}? " + "so " * 300), AIMessage(f"Answer {n}. " + "thus " * 300)]
+    talk[4] = HumanMessage("The key is under the red flowerpot.")
+    model = Agent(act=asks_the_history)
+    agent = create_agent(model, middleware=[offline(history_above=4_000)], checkpointer=InMemorySaver())
+    given = {"messages": [*talk, HumanMessage("Where is the key?")]}
+    config: Any = {"configurable": {"thread_id": "1"}}
+    out = agent.invoke(given, config) if way == "invoke" else asyncio.run(agent.ainvoke(given, config))
+    assert out["messages"][-1].text == "You said: The key is under the red flowerpot."
+    assert "flowerpot" not in model.shown[0] and "Where is the key?" in model.shown[0]
+
+
 def test_the_history_is_cut_in_steps_and_never_between_a_call_and_its_result() -> None:
     messages: list[BaseMessage] = [HumanMessage("Find it.")]
     cuts = []
