@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dev_server import DevServer
-from rlm_graph.state import Input, Output
+from rlm_graph.state import Output
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "langgraph.json"
@@ -49,6 +49,17 @@ def test_every_field_of_a_form_says_what_it_is_for(name: str) -> None:
     form = imported(graphs()[name]["path"]).get_input_jsonschema()
     assert "question" in form["properties"]
     assert all(field.get("title") and field.get("description") for field in form["properties"].values())
+
+
+@pytest.mark.parametrize("name", ["rlm", "approval"])
+def test_a_form_is_a_question_and_a_text_or_a_sample(name: str) -> None:
+    from graphs.samples import SAMPLES
+
+    form = imported(graphs()[name]["path"]).get_input_jsonschema()
+    assert [field for field in form["properties"] if field != "messages"] == ["question", "context"]
+    assert "messages" not in form["properties"] or name == "rlm", "Studio's chat, and A2A"
+    assert form["properties"]["context"]["examples"] == list(SAMPLES)
+    assert all(sample in form["properties"]["context"]["description"] for sample in SAMPLES)
 
 
 @pytest.mark.parametrize("name", ["report", "agent"])
@@ -120,11 +131,26 @@ def test_the_server_lists_each_graph_with_its_description(client: Any, graph: st
 
 
 @pytest.mark.slow
-def test_the_server_shows_the_public_input_and_output_alone(client: Any) -> None:
+def test_the_server_shows_a_form_and_the_public_output_alone(client: Any) -> None:
     schemas = client.assistants.get_schemas(assistant(client, "rlm"))
-    assert set(schemas["input_schema"]["properties"]) == set(Input.__annotations__)
+    assert set(schemas["input_schema"]["properties"]) == {"question", "context", "messages"}
     assert set(schemas["output_schema"]["properties"]) == set(Output.__annotations__)
-    assert "name of one of the contexts" in schemas["input_schema"]["properties"]["context"]["description"]
+    assert "the name of a sample" in schemas["input_schema"]["properties"]["context"]["description"]
+
+
+@pytest.mark.slow
+def test_what_is_not_on_the_form_is_taken_all_the_same(client: Any) -> None:
+    given = {"question": "How does a task group cancel its tasks?", "context": "python-asyncio"}
+    assert ask(client, "rlm", **given, budget={"max_calls": 3})["usage"]["calls"] == 3
+
+
+@pytest.mark.slow
+def test_another_agent_talks_to_it(client: Any) -> None:
+    """By A2A, which speaks to graphs whose form has messages."""
+    parts = [{"kind": "text", "text": "What pays who loses a card?"}, {"kind": "data", "data": {"context": "handbook"}}]
+    message = {"role": "user", "messageId": "1", "parts": parts}
+    told = rpc(client, f"/a2a/{assistant(client, 'rlm')}", "message/send", message=message)
+    assert told["status"]["state"] == "completed" and "3 euros" in json.dumps(told)
 
 
 @pytest.mark.slow
@@ -188,8 +214,12 @@ def test_an_interrupt_is_answered(client: Any) -> None:
 
 def mcp(client: Any, method: str, **params: Any) -> dict[str, Any]:
     """A request of the Model Context Protocol, over streamable HTTP."""
+    return rpc(client, "/mcp", method, **params)
+
+
+def rpc(client: Any, path: str, method: str, **params: Any) -> dict[str, Any]:
     response = client.http.client.post(
-        "/mcp",
+        path,
         json={"jsonrpc": "2.0", "id": 1, "method": method, "params": params},
         headers={"accept": "application/json, text/event-stream"},
     )
