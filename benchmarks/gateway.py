@@ -24,7 +24,7 @@ from rlm_graph.kernel.session import KernelOptions, Session, start_session
 from rlm_graph.state import Done, Reply, Waiting
 
 RUNS = 3
-FACTS = {"phase": "probe", "window": None, "left": {}, "reset_answer": False}
+FACTS = {"window": None, "reset_answer": False}
 ROUND_TRIPS = "for i in range(200): llm_query('x')"
 BATCH = "r = llm_query_batched([f'{i}' for i in range(10_000)])"
 

@@ -89,10 +89,7 @@ def records(tokens: int, seed: int) -> list[Record]:
 def window(rows: Sequence[Record]) -> str:
     """The text that is asked about; labels are not in it."""
     asked = ASKED.format(n=len(rows), labels=", ".join(map(repr, tasks.LABELS)))
-    lines = [
-        f"Date: {date.fromisoformat(r.date).strftime('%b %d, %Y')} || User: {r.user} || Instance: {r.text}"
-        for r in rows
-    ]
+    lines = [f"Date: {_spoken(r.date)} || User: {r.user} || Instance: {r.text}" for r in rows]
     return "\n".join([HEAD.format(n=len(rows)), asked, *lines, f"Recall: {HEAD.format(n=len(rows))}", asked, ""])
 
 

@@ -21,7 +21,7 @@ from rlm_graph.errors import IsolationError
 from rlm_graph.kernel.isolation import Isolation, settled
 from rlm_graph.kernel.session import KernelOptions, Session, start_session
 
-FACTS = {"phase": "probe", "window": None, "reset_answer": False}
+FACTS = {"window": None, "reset_answer": False}
 AT_ONCE = (1, 16)
 
 

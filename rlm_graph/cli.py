@@ -22,6 +22,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from rlm_graph import commands, live, models
 from rlm_graph.context import hold
+from rlm_graph.describe import counted
 from rlm_graph.errors import ContextError, ModelError, RLMError
 from rlm_graph.graph import Graph, create_rlm
 from rlm_graph.kernel import isolation
@@ -308,8 +309,8 @@ def _taken_in(request: Request) -> Source:
 
 
 def _about(source: Source) -> str:
-    line = f"context: {source['name']}, {_count(source['items'], 'text')}, {source['chars']:,} characters"
-    line += f", about {_count(source['tokens'], 'token')}"
+    line = f"context: {source['name']}, {counted(source['items'], 'text')}, {source['chars']:,} characters"
+    line += f", about {counted(source['tokens'], 'token')}"
     left_out = source["left_out"]
     if left_out:
         more = "; …" if len(left_out) > 3 else ""
@@ -323,17 +324,13 @@ def _summary(out: dict[str, Any], note: str | None) -> str:
     bad = "".join(f", {usage[what]:,} {what}" for what in ("failed", "refused") if usage[what])
     cost = f"${usage['cost']:.4f}, " if usage["cost"] else ""
     line = (
-        f"{_count(usage['turns'], 'turn')}, {_count(usage['calls'], 'call')}{bad}, {_count(tokens, 'token')}, "
+        f"{counted(usage['turns'], 'turn')}, {counted(usage['calls'], 'call')}{bad}, {counted(tokens, 'token')}, "
         f"{cost}{usage['seconds']:.1f} s; stop reason: {reason}"
     )
     if reason not in ("answered", "direct"):
         said = "this is the best answer so far, and may be incomplete" if out["answer"] else "there is no answer"
         line += f": {said}"
     return f"{line}\nnote: {note}" if note else line
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 async def _run(graph: Graph, given: Input | None, request: Request) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def describe(source: Source) -> str:
     Args:
         source: As `hold` or `take_in` returned it.
     """
-    size = f"{_count(source['chars'], 'character')} (about {_count(source['tokens'], 'token')})"
+    size = f"{counted(source['chars'], 'character')} (about {counted(source['tokens'], 'token')})"
     lines = [f"`context` is {_type(source)}, {size}."]
     if source.get("about"):
         lines.append(_clipped(source["about"], _ABOUT))
@@ -47,7 +47,7 @@ def describe(source: Source) -> str:
 
 def shape_of_text(lines: int) -> str:
     """How many lines a text has."""
-    return f"{_count(lines, 'line')}." if lines > 1 else ""
+    return f"{counted(lines, 'line')}." if lines > 1 else ""
 
 
 def shape_of_texts(texts: Sequence[str]) -> str:
@@ -122,13 +122,13 @@ def _type(source: Source) -> str:
     if kind == "list":
         return f"a list of {items:,} str{called}"
     if kind == "documents":
-        return f"a list of {_count(items, 'document')}{called}, each with .page_content and .metadata"
+        return f"a list of {counted(items, 'document')}{called}, each with .page_content and .metadata"
     if kind == "mapping":
-        return f"a dict[str, str] of {_count(items, 'text')}{called}"
+        return f"a dict[str, str] of {counted(items, 'text')}{called}"
     if kind == "json":
         what = ("dict", "key") if source["head"].startswith("{") else ("list", "item")
-        return f"a {what[0]} of {_count(items, what[1])}{called}, parsed from JSON"
-    return f"a dict[str, str], relative path to text, of {_count(items, 'file')} in {name}"
+        return f"a {what[0]} of {counted(items, what[1])}{called}, parsed from JSON"
+    return f"a dict[str, str], relative path to text, of {counted(items, 'file')} in {name}"
 
 
 def _is_one_text(source: Source) -> bool:
@@ -145,13 +145,13 @@ def _left_out(lines: Sequence[str]) -> str:
             break
         shown.append(short)
     hidden = len(lines) - len(shown)
-    more = f"; and {_count(hidden, 'more line')} like these" if hidden else ""
+    more = f"; and {counted(hidden, 'more line')} like these" if hidden else ""
     return f"Left out: {'; '.join(shown)}{more}."
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, str):
-        return f"str of {_count(len(value), 'character')}"
+        return f"str of {counted(len(value), 'character')}"
     if isinstance(value, list | tuple):
         return f"list of {len(value):,}"
     if isinstance(value, Mapping):
@@ -159,7 +159,8 @@ def _kind(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """So many of something, in words: `1 call`, `1,200 calls`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 

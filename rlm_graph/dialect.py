@@ -64,7 +64,9 @@ def cells_of(reply: str, phase: Phase) -> Parsed:
     return Parsed(tuple(cells), "\n".join(problems), in_prose=bool(final) and len(cells) == 1)
 
 
-_READING = re.compile(r"context(_\d+)?|a?llm_query(_batched)?|a?rlm_query(_batched)?|sub_call|peek|grep|search|split")
+_READING = re.compile(
+    r"context(_\d+)?|a?llm_query(_batched)?|a?rlm_query(_batched)?|a?sub_call|peek|grep|search|split|count_tokens"
+)
 _ANYTHING = {"eval", "exec", "globals", "locals", "vars", "get_ipython"}
 """Names by which code may come to everything; what it does with them cannot be seen."""
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlm_graph.describe import counted
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -111,10 +113,10 @@ def _of_run(run: RunShown, indent: str, most: int) -> Iterator[tuple[str, str]]:
     """A run's rows: its last cells, then those nested runs that still work, and a count of the others."""
     cells = NESTED_CELLS if indent else CELLS
     if folded := len(run.cells) - cells:
-        yield from [(f"{indent}… {_count(folded, 'earlier cell')}", "dim")] if folded > 0 else []
+        yield from [(f"{indent}… {counted(folded, 'earlier cell')}", "dim")] if folded > 0 else []
     for cell in run.cells[-cells:]:
         mark = _MARKS.get(cell.state) or frame()
-        calls = f"{_count(cell.calls, 'call')}: " if cell.calls else ""
+        calls = f"{counted(cell.calls, 'call')}: " if cell.calls else ""
         yield f"{indent}{mark} {cell.phase:<7} {calls}{cell.line}", _STYLES[cell.state]
     if not run.ended and not (run.cells and run.cells[-1].state == "runs"):
         yield f"{indent}{frame()} the root thinks, turn {run.turns + 1}", "cyan"
@@ -124,7 +126,7 @@ def _of_run(run: RunShown, indent: str, most: int) -> Iterator[tuple[str, str]]:
         yield from _of_run(nested, f"{indent}    ", 1)
     if more := len(run.nested) - len(working[:most]):
         ended = len(run.nested) - len(working)
-        yield f"{indent}  └ {_count(more, 'other nested run')}, {ended:,} ended", "dim"
+        yield f"{indent}  └ {counted(more, 'other nested run')}, {ended:,} ended", "dim"
 
 
 def said_of(view: View) -> str:
@@ -132,10 +134,10 @@ def said_of(view: View) -> str:
     calls = view.calls
     if not calls:
         return ""
-    said = [f"{calls['done']:,} of {_count(calls['asked'], 'call')} done"]
+    said = [f"{calls['done']:,} of {counted(calls['asked'], 'call')} done"]
     said += [f"{calls['failed']:,} failed"] if calls["failed"] else []
     said += [f"{view.again:,} asked again"] if view.again else []
-    said.append(_count(calls["input_tokens"] + calls["output_tokens"], "token"))
+    said.append(counted(calls["input_tokens"] + calls["output_tokens"], "token"))
     said += [f"${calls['cost']:,.2f}"] if calls["cost"] is not None else []
     said.append(f"limit {calls['of']:,}")
     return ", ".join(said)
@@ -196,7 +198,3 @@ def first_line(text: str) -> str:
 def printable(text: str) -> str:
     """The text without the control characters that steer a terminal, newline and tab aside."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

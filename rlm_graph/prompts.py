@@ -12,6 +12,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
+from rlm_graph.describe import counted
 from rlm_graph.kernel.inside.user_tools import signature
 from rlm_graph.ledger import Amount, Left, Limit, Limits
 from rlm_graph.state import Cell
@@ -177,7 +178,7 @@ def over_budget(asked: int, need: Amount, left: Left, limit: Limit) -> str:
         left: What is left.
         limit: Which limit does not allow them.
     """
-    calls = _count(asked, "call")
+    calls = counted(asked, "call")
     if limit == "max_seconds":
         return f"{calls} asked, no time left (max_seconds): compose from what you have"
     if limit == "max_calls":
@@ -269,7 +270,7 @@ def said_before(said: Sequence[str]) -> str:
 
 def left_note(notice: str, *, turns_left: int, left: Left, exhausted: bool) -> str:
     """What the root is told before a turn: what happened beside its cells, and what is left of the limits."""
-    parts = [_count(turns_left, "turn"), _count(left.calls, "call")]
+    parts = [counted(turns_left, "turn"), counted(left.calls, "call")]
     if left.tokens is not None:
         parts.append(f"{max(0, left.tokens):,} tokens for calls")
     if left.cost is not None:
@@ -316,13 +317,13 @@ def heard(first: str, cells: Sequence[Cell], note: str) -> str:
 def _calls_line(cell: Cell) -> str:
     if not cell["asked"]:
         return ""
-    line = f"{_count(cell['asked'], 'call')} made"
+    line = f"{counted(cell['asked'], 'call')} made"
     bad = [f"{cell[k]:,} {k}" for k in ("failed", "refused") if cell[k]]
     return f"{line}, {', '.join(bad)}." if bad else f"{line}, all answered."
 
 
 def _checked_line(checked: Mapping[str, int]) -> str:
-    line = f"{_count(checked['results'], 'result')} of sub_call: {checked['verified']:,} verified"
+    line = f"{counted(checked['results'], 'result')} of sub_call: {checked['verified']:,} verified"
     line += f", {checked['absent']:,} not in their chunk" if checked["absent"] else ""
     if checked["doubtful"]:
         line += f", {checked['doubtful']:,} not verified (those where `not r.verified`; `r.why` says why)"
@@ -333,10 +334,10 @@ def _report_lines(report: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     if kept := report.get("candidates"):
         share = f", {kept['share']:.1%} of the text" if kept.get("share") is not None else ""
-        lines.append(f"`candidates`: {_count(kept['items'], 'item')}, {kept['chars']:,} characters{share}.")
+        lines.append(f"`candidates`: {counted(kept['items'], 'item')}, {kept['chars']:,} characters{share}.")
     if chunks := report.get("chunks"):
         least, middle, most = chunks.get("tokens") or (0, 0, 0)
-        line = f"`chunks`: {_count(chunks['items'], 'item')} of {least:,} to {most:,} tokens (median {middle:,})."
+        line = f"`chunks`: {counted(chunks['items'], 'item')} of {least:,} to {most:,} tokens (median {middle:,})."
         if chunks.get("over"):
             line += f" {chunks['over']:,} of them do not fit the model: cut them smaller."
         lines.append(line)
@@ -346,7 +347,3 @@ def _report_lines(report: Mapping[str, Any]) -> list[str]:
 def dollars(cost: float | None) -> str:
     """An amount of US dollars as it is written; None is nothing."""
     return f"${max(0.0, cost or 0.0):,.4f}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -63,14 +63,6 @@ def estimate(chars: int) -> int:
     return math.ceil(chars / 4)
 
 
-def exact(model_name: str | None = None) -> bool:
-    """Whether `count_tokens` counts texts up to `LONG` characters with a vocabulary rather than estimating.
-
-    With a name: with that model's own vocabulary, so False for models that are not OpenAI's.
-    """
-    return _vocabulary(model_name) is not None and (model_name is None or _encoding_name(model_name) is not None)
-
-
 class Sample:
     """Counts the tokens of a text that comes in pieces: all of it while it is short, bits of it when it is
     long."""

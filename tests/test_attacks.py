@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="cages need Linu
 
 MEANS = [means for means in get_args(Isolation) if means not in ("auto", "gateway")]
 MODEL = (Path(__file__).parent.parent / "THREAT_MODEL.md").read_text("utf-8")
-FACTS = {"phase": "probe", "window": None, "reset_answer": False}
+FACTS = {"window": None, "reset_answer": False}
 MEMORY, SCRATCH, PROCESSES = 700_000_000, 50_000_000, 60
 
 

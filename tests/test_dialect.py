@@ -14,7 +14,7 @@ from rlm_graph.errors import ContextError
 from rlm_graph.kernel.session import KernelOptions, Session, start_session
 from rlm_graph.state import Call, Done, Reply, Waiting
 
-FACTS = {"phase": "probe", "window": 100, "left": {}, "reset_answer": False}
+FACTS = {"window": 100, "reset_answer": False}
 
 
 def echo(call: Call) -> Reply:

@@ -313,7 +313,7 @@ from rlm_graph.kernel.session import KernelOptions, start_session
 gateway_kernel._SILENCE_SECONDS, gateway_kernel._BEAT_SECONDS = 15.0, 1.0
 async def main():
     session = await start_session(KernelOptions(isolation=Gateway(URL, TOKEN)), name="x")
-    facts = {"phase": "probe", "window": None, "left": {}, "reset_answer": False}
+    facts = {"window": None, "reset_answer": False}
     out = await session.run(1, "llm_query('asked')", facts=facts)
     print(out.calls[0].prompt, flush=True)
     END

@@ -9,6 +9,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from model_server import Answer, Request, scripted
 from rlm_graph import Limits
+from rlm_graph.dialect import reads
 from rlm_graph.errors import KernelError, NothingRead
 from rlm_graph.kernel import pool
 
@@ -101,6 +102,11 @@ async def test_an_answer_of_cells_that_never_name_the_context_comes_with_a_warni
     assert "the answer may come from the question alone" in out["warnings"][0]
     out, _ = await answered(scene, scripted(LOOK))
     assert out["warnings"] == []
+
+
+@pytest.mark.parametrize("name", ["asub_call", "count_tokens", "arlm_query_batched", "context_1"])
+def test_all_that_reads_the_context_or_asks_a_model_counts_as_reading(name: str) -> None:
+    assert reads(f"x = await {name}(1)")
 
 
 async def test_kernels_that_all_die_leave_nothing_to_answer_from(scene: Any) -> None:

@@ -26,7 +26,7 @@ from rlm_graph.kernel.inside import frames
 from rlm_graph.kernel.session import KernelOptions, Session, _sessions, close_all, start_session
 from rlm_graph.state import Call, Done, Reply, Waiting
 
-FACTS = {"phase": "probe", "window": 1_000, "left": {}, "reset_answer": False}
+FACTS = {"window": 1_000, "reset_answer": False}
 
 
 def echo(call: Call) -> Reply:
@@ -824,7 +824,7 @@ import asyncio, os, sys, time
 from rlm_graph.kernel.session import KernelOptions, start_session
 async def main():
     session = await start_session(KernelOptions(), name="x")
-    facts = {"phase": "probe", "window": None, "left": {}, "reset_answer": False}
+    facts = {"window": None, "reset_answer": False}
     await session.run(1, CODE, facts=facts)
     print(session.pid, session._live.process.folder, flush=True)
     END

@@ -323,7 +323,7 @@ def refused(name: str) -> bool:
 async def test_every_name_that_a_cell_finds_is_refused_as_a_tools_name() -> None:
     session = await start_session(KernelOptions(), name="test")
     code = "print(*[n for n in list(globals()) if n.isidentifier() and not n.startswith('_')])"
-    facts = {"phase": "probe", "window": None, "reset_answer": False}
+    facts = {"window": None, "reset_answer": False}
     done = await session.run(0, code, facts=facts)
     await session.close()
     assert isinstance(done, Done)

@@ -103,8 +103,8 @@ def create_python_tool(
         cell_output: Characters of output that are returned: head and tail; the middle is counted.
         kernel_memory: Bytes of data that one kernel may hold.
         max_calls: Calls of tools that one run of code may make.
-        isolation: What keeps the code from the rest of the machine, as for `create_rlm`: "auto", "bubblewrap", or
-            "process", which warns of what it does not stop.
+        isolation: What keeps the code from the rest of the machine, as for `create_rlm`: "auto", "bubblewrap",
+            "landlock", "gateway", or "process", which warns of what it does not stop.
         content_store: Where the context is kept: any byte store. None: a folder in the user's cache.
         name: The tool's name.
         description: What the agent is told of it, in place of ours.

@@ -21,7 +21,7 @@ class Bridge(asyncio.Protocol):
         lost: Called once when no more messages can come; with the reason where the kernel broke the rules.
     """
 
-    def __init__(self, receive: Callable[[str, int, Any], None], lost: Callable[[str | None], None]) -> None:
+    def __init__(self, receive: Callable[[str, Any], None], lost: Callable[[str | None], None]) -> None:
         self._receive = receive
         self._lost = lost
         self._buffer = bytearray()
@@ -56,7 +56,7 @@ class Bridge(asyncio.Protocol):
             return
         number, op = message["id"], message["op"]
         if op not in ("done", "failed"):
-            self._receive(op, number, message["arg"])
+            self._receive(op, message["arg"])
             return
         asked = self._asked.pop(number, None)
         if asked is not None and not asked.done():

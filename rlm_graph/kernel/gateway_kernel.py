@@ -117,7 +117,7 @@ class GatewayKernel:
     async def replied(self) -> str:
         return await self._replies.get()
 
-    async def deliver(self, bridge: asyncio.Protocol, binding: dict[str, Any]) -> dict[str, Any]:
+    async def deliver(self, binding: dict[str, Any]) -> dict[str, Any]:
         self._deliveries += 1
         files, told = await asyncio.to_thread(_parcel, binding)
         for name, path in files:

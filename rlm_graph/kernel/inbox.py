@@ -60,10 +60,6 @@ class Inbox:
     def ended(self) -> bool:
         return self._end is not None
 
-    @property
-    def failure(self) -> Failure | None:
-        return self._end if isinstance(self._end, Failure) else None
-
     async def wait(self, *, gather: bool) -> Waiting | Done:
         """Waits for calls or the end; see `Session.wait`."""
         while True:

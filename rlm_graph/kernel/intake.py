@@ -6,7 +6,7 @@ import re
 from typing import Any, cast, get_args
 
 from ..state import Call, CallKind, Done
-from .inside.bound import LATE_CHARACTERS, bounded
+from .inside.bound import LATE_CHARACTERS, bounded, clean
 from .inside.frames import Malformed
 from .inside.reading import PARTS
 
@@ -92,8 +92,7 @@ def read_report(arg: dict[str, Any], output_limit: int) -> Done:
 
 
 def _shown(text: str, limit: int) -> str:
-    # Lone surrogates would fail in whatever writes or sends this later.
-    return bounded(text.encode("utf-8", "backslashreplace").decode("utf-8"), limit)
+    return bounded(clean(text), limit)
 
 
 def _read_answer(value: Any) -> dict[str, Any] | None:

@@ -172,7 +172,7 @@ class Kernel:
         self.failed, self.refused, self.deferred = set(), set(), set()
         self.attempts, self.checked, self.turned_away = {}, Counter(), Counter()
         self._payloads.clear()
-        facts: dict[str, Any] = {"phase": work.phase, "window": work.window, "reset_answer": fresh}
+        facts: dict[str, Any] = {"window": work.window, "reset_answer": fresh}
         facts |= {"tools": list(work.tools), "dialect": work.dialect}
         self._take(await self.session.run(work.index, work.cell, facts=facts), work)
 

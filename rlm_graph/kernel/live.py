@@ -33,7 +33,7 @@ class LiveKernel(Protocol):
         """Waits for the next reply on the shell channel; gives the id of the message that it replies to."""
         ...
 
-    async def deliver(self, bridge: asyncio.Protocol, binding: dict[str, Any]) -> dict[str, Any]:
+    async def deliver(self, binding: dict[str, Any]) -> dict[str, Any]:
         """Sees to it that the kernel can read the files that a binding names; gives the binding as the kernel finds it.
 
         Raises:

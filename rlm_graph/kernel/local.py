@@ -80,7 +80,7 @@ class LocalKernel:
             except Exception:  # a forged or broken message is no reply
                 continue
 
-    async def deliver(self, bridge: asyncio.Protocol, binding: dict[str, Any]) -> dict[str, Any]:
+    async def deliver(self, binding: dict[str, Any]) -> dict[str, Any]:
         descriptor, told = await asyncio.to_thread(carried, binding)
         try:
             self._watched.texts += os.fstat(descriptor).st_size

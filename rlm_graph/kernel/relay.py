@@ -125,7 +125,7 @@ async def _serve(link: Link, live: LiveKernel, received: Path) -> None:
             elif op == "file":
                 await link.tell("stored", _store(received, *json.loads(arg)))
             elif op == "deliver":
-                await link.tell("delivered", await _deliver(live, pipe, received, *json.loads(arg)))
+                await link.tell("delivered", await _deliver(live, received, *json.loads(arg)))
             elif op == "kill":
                 live.kill()
             elif op == "obituary":
@@ -170,9 +170,7 @@ def _store(received: Path, name: str, piece: str) -> str | None:
     return None
 
 
-async def _deliver(
-    live: LiveKernel, pipe: Pipe, received: Path, number: str, told: dict[str, Any]
-) -> dict[str, Any] | str:
+async def _deliver(live: LiveKernel, received: Path, number: str, told: dict[str, Any]) -> dict[str, Any] | str:
     """Hands over what was stored; gives the binding as the kernel finds it, or the reason where that fails."""
     folder = received / number
     path = folder / "text"
@@ -180,6 +178,6 @@ async def _deliver(
         path = folder / "manifest"
         path.write_text(json.dumps({**told["manifest"], "root": str(folder / "files")}))
     try:
-        return await live.deliver(pipe, {**told, "path": str(path)})
+        return await live.deliver({**told, "path": str(path)})
     except OSError as error:
         return str(error)

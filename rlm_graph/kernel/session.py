@@ -20,6 +20,7 @@ from .cell import RunningCell
 from .gateway import Gateway, place
 from .gateway_kernel import start_on_gateway
 from .inbox import Failure
+from .inside.bound import clean
 from .inside.frames import TooLarge, row
 from .intake import read_calls, read_report
 from .isolation import Isolation
@@ -119,7 +120,8 @@ class Session:
         Args:
             index: The cell's number, under which tracebacks name it.
             code: Python, as IPython takes it.
-            facts: `{"phase": str, "window": int | None, "left": dict, "reset_answer": bool}`.
+            facts: `{"window": int | None, "reset_answer": bool, "tools": list, "dialect": bool}`, the last two where
+                they are not as in `Work`.
 
         Raises:
             KernelError: the kernel is gone.
@@ -217,7 +219,7 @@ class Session:
                 cell.replied = True
                 self._settle(cell)
 
-    def _receive(self, op: str, number: int, arg: Any) -> None:
+    def _receive(self, op: str, arg: Any) -> None:
         cell = self._cell
         if op == "hello":
             if self._ready is not None and not self._ready.done():
@@ -250,7 +252,7 @@ class Session:
         try:
             if self._live is None:
                 raise ConnectionError("the kernel is gone")
-            told = await self._live.deliver(self._bridge, binding)
+            told = await self._live.deliver(binding)
             return await asyncio.wait_for(self._bridge.ask("bind", {"name": name, "binding": told}), _BIND_SECONDS)
         except ConnectionError:
             await self._after_bridge(None)
@@ -272,7 +274,7 @@ class Session:
             await self._bridge.ask("cell", arg)
             content = {
                 # In a string literal, the only place where a lone surrogate means something, its escape means the same.
-                "code": code.encode("utf-8", "backslashreplace").decode("utf-8"),
+                "code": clean(code),
                 "silent": False,
                 "store_history": False,
                 "allow_stdin": False,

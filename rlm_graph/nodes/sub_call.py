@@ -37,9 +37,6 @@ _LOOK_SECONDS = 0.1
 """How often a pump that hears nothing looks whether its siblings still run."""
 _IDLE_LOOKS = 3
 
-_GRACE_SECONDS = 2.0
-"""How long after the end of `max_seconds` a nested RLM may still compose from what it has."""
-
 
 def sub_call(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, Any, Any] | None) -> Any:
     """The compiled graph `sub_call` of an RLM at `depth`.

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from rlm_graph import models
 from rlm_graph.identity import content_hash
+from rlm_graph.outcome import Citation
 from rlm_graph.state import Phase
 
 HEAD = 200
@@ -187,15 +188,6 @@ class LimitReached(Said):
     limit: str
 
 
-class Cited(TypedDict):
-    """A citation of an answer's (see `Output.citations`)."""
-
-    source: str | int
-    start: int
-    end: int
-    quote: str
-
-
 class Answer(Said):
     """The run has ended."""
 
@@ -205,7 +197,7 @@ class Answer(Said):
     usage: dict[str, Any]
     """Of the whole tree so far."""
     warnings: list[str]
-    citations: NotRequired[list[Cited]]
+    citations: NotRequired[list[Citation]]
     coverage: NotRequired[dict[str, Any] | None]
     structured_response: NotRequired[Any]
 
