@@ -39,6 +39,9 @@ _FORWARDED = ("__pregel_stream", "checkpoint_ns")
 
 _FAILED = ("error", "timeout")
 
+_QUESTIONS = "rlm_questions"
+"""Under which name a thread's metadata there lists the questions that it has asked a human, by id."""
+
 
 class Lost(Exception):
     """A run's server has lost it."""
@@ -69,21 +72,30 @@ async def answer(graph: RemoteGraph, id: str, asked: Asked, config: RunnableConf
     configurable = {key: value for key, value in config["configurable"].items() if key in _FORWARDED}
     there: RunnableConfig = {"configurable": {**configurable, "thread_id": thread}}
     waits: list[asyncio.Task[Any]] = []
+    told: list[Any] = []
     try:
-        return await _in_the_end(graph, thread, asked, there, waits)
+        return await _in_the_end(graph, thread, asked, there, waits, told)
     except asyncio.CancelledError:
         await _cancel(graph, thread, waits)
         raise
 
 
 async def _in_the_end(
-    graph: RemoteGraph, thread: str, asked: Asked, there: RunnableConfig, waits: list[asyncio.Task[Any]]
+    graph: RemoteGraph,
+    thread: str,
+    asked: Asked,
+    there: RunnableConfig,
+    waits: list[asyncio.Task[Any]],
+    told: list[Any],
 ) -> dict[str, Any]:
-    """The output, after as many attempts as it takes; `waits` gets the requests that last as long as a run."""
+    """The output, after as many attempts as it takes.
+
+    `waits` gets the requests that last as long as a run, `told` what a human answered.
+    """
     pause, lost_since = _FIRST_PAUSE_SECONDS, None
     while True:
         try:
-            out = await _answered(graph, thread, asked, there, waits)
+            out = await _answered(graph, thread, asked, there, waits, told)
             if out is not None:
                 return out
             lost_since = None
@@ -96,10 +108,15 @@ async def _in_the_end(
 
 
 async def _answered(
-    graph: RemoteGraph, thread: str, asked: Asked, there: RunnableConfig, waits: list[asyncio.Task[Any]]
+    graph: RemoteGraph,
+    thread: str,
+    asked: Asked,
+    there: RunnableConfig,
+    waits: list[asyncio.Task[Any]],
+    told: list[Any],
 ) -> dict[str, Any] | None:
     """One attempt: starts the thread, or takes up what it has come to. None where it has to be looked at again."""
-    await _call(graph, "threads.create", thread_id=thread, if_exists="do_nothing")
+    known = await _call(graph, "threads.create", thread_id=thread, if_exists="do_nothing")
     for run in await _active(graph, thread):
         await _shielded(_call(graph, "runs.join", thread, run["run_id"]), waits)
     state = await _call(graph, "threads.get_state", thread)
@@ -108,7 +125,8 @@ async def _answered(
         return dict(values)
     given: Any = asked
     if asking := state.get("interrupts") or [i for task in state["tasks"] for i in task["interrupts"]]:
-        given = Command(resume=interrupt(asking[0]["value"]))
+        before = (known.get("metadata") or {}).get(_QUESTIONS) or []
+        given = Command(resume={asking[0]["id"]: await _human(graph, thread, before, asking[0], told)})
     elif state["next"]:
         given = None
     try:
@@ -120,6 +138,23 @@ async def _answered(
             raise Lost from error
         raise
     return out if _has_ended(out or {}) else None
+
+
+async def _human(
+    graph: RemoteGraph, thread: str, before: Sequence[str], asking: dict[str, Any], told: list[Any]
+) -> Any:
+    """What a human answers to a question of the run there.
+
+    LangGraph gives a node that is run again the answers in the order of its questions, the earlier ones as well. Which
+    those were is kept with the thread there, as another process may go on with the run here.
+    """
+    questions = list(before)
+    if asking["id"] not in questions:
+        questions.append(asking["id"])
+        await _call(graph, "threads.update", thread, metadata={_QUESTIONS: questions})
+    while len(told) <= questions.index(asking["id"]):
+        told.append(interrupt(asking["value"]))
+    return told[questions.index(asking["id"])]
 
 
 async def _has_failed(graph: RemoteGraph, thread: str) -> bool:
@@ -182,7 +217,7 @@ def _told(error: Exception) -> str:
     """What a server said of a run that failed, or what is wrong with the server, in a line."""
     said = error.args[0] if error.args else None
     if isinstance(said, dict):
-        return f"{said.get('error')}: {str(said.get('message'))[:300]}"
+        return models.without_keys(f"{said.get('error')}: {str(said.get('message'))[:300]}")
     return f"{type(error).__name__}: {models.first_line(error)}"
 
 

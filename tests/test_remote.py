@@ -201,6 +201,21 @@ async def test_a_human_who_is_asked_there_answers_here(scene: Any, server: DevSe
     assert out["answer"] == "0"
 
 
+@pytest.mark.slow
+async def test_a_human_who_is_asked_there_twice_answers_each_question(scene: Any, server: DevServer) -> None:
+    root = scripted(
+        f"```repl chunk\nanswer['content'] = rlm_query({QUESTION!r}, context)\nanswer['ready'] = True\n```"
+    )
+    rlm = scene(root).rlm(sub_graph=reader(server, "twice"), checkpointer=InMemorySaver())
+    out = await rlm.ainvoke({"question": "?", "context": numbered(1)}, THREAD)
+    questions = []
+    for said in ("approve", "refuse"):
+        questions.append(out["__interrupt__"][0].value)
+        out = await rlm.ainvoke(Command(resume=said), THREAD)
+    assert questions == ["first?", "second?"]
+    assert out["answer"] == "approve refuse"
+
+
 async def told_by(rlm: Graph) -> str:
     """What a run says whose only call failed: nothing was read, so it ends in an error."""
     with pytest.raises(RLMError) as failed:
