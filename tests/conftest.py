@@ -112,8 +112,8 @@ def scene() -> Iterator[Callable[..., Scene]]:
         server.__exit__(None, None, None)
 
 
-def kernels() -> set[int]:
-    """Process ids of the kernels that this process has started and that still live."""
+def kernels(host: int | None = None) -> set[int]:
+    """Process ids of the kernels that this process, or another, has started and that still live."""
     mine = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -121,7 +121,7 @@ def kernels() -> set[int]:
             command = stat.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and b"launch.py" in command and fields[0] != "Z":
+        if int(fields[1]) == (host or os.getpid()) and b"launch.py" in command and fields[0] != "Z":
             mine.add(int(stat.parent.name))
     return mine
 

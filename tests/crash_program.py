@@ -13,7 +13,7 @@ from typing import Any
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from model_server import Answer, Request, scripted
+from model_server import Answer, Request, scripted, spread
 from rlm_graph import Limits, create_rlm
 
 QUESTION = "How many items, and what does the deep part say?"
@@ -22,6 +22,8 @@ CANDIDATES = [line for line in TEXT.splitlines() if "ITEM" in line][:60]
 TOGETHER, THREADS = 30, 6
 """The first candidates are one batch, and when all have come, so many threads ask the rest one by one."""
 
+ASKED = 3 + len(CANDIDATES) + 2 + 3
+"""What it asks, when nothing disturbs it: the root's turns, plain calls, the nested RLM's turns, and its leaves."""
 ANSWER = "60 items: 0 ITEM … 295 ITEM; deep: 3 leaves of 'part'"
 
 ROOT = scripted(
@@ -43,8 +45,8 @@ def sub(request: Request) -> Answer:
         code = "got = llm_query_batched([f'leaf {i} ' + context for i in range(3)])"
         end = "answer['content'] = f'{len(got)} leaves of {context!r}'; answer['ready'] = True"
         turn = sum(m["role"] == "assistant" for m in request.messages)
-        return Answer(f"```repl chunk\n{code if turn == 0 else end}\n```", latency=0.05)
-    return Answer(f"<{request.prompt}>", latency=0.02 + (hash(request.prompt) % 10) / 100)
+        return Answer(f"```repl chunk\n{code if turn == 0 else end}\n```", latency=0.02)
+    return Answer(f"<{request.prompt}>", latency=0.01 + spread(request.prompt) / 20)
 
 
 @dataclass(frozen=True)
