@@ -77,7 +77,7 @@ async def test_equal_prompts_of_one_cell_are_each_asked(scene: Any) -> None:
 
 @pytest.mark.slow
 async def test_no_thread_waits_for_another_threads_answer_nor_for_a_slow_nested_run(scene: Any) -> None:
-    """Shown by order: what is asked first is answered only when later prompts of the other threads have arrived."""
+    """Shown by order: one prompt of 25 is answered only when 20 more have arrived, the first when 200 have."""
     code = (
         "from concurrent.futures import ThreadPoolExecutor\nimport threading\n"
         "slow = []\nnested = threading.Thread(target=lambda: slow.append(rlm_query('SLOW', context='deep ' * 50)))\n"
@@ -87,23 +87,27 @@ async def test_no_thread_waits_for_another_threads_answer_nor_for_a_slow_nested_
         "answer['content'] = f'{len(set(got))} {slow[0]}'; answer['ready'] = True"
     )
     plain_asked: list[str] = []
+    held = {f"p{n}": n + 40 for n in range(25, 360, 25)} | {"p0": 200}
+    """Which prompts are held back until how many have arrived: 20 more, and those that may have overtaken it."""
     deep = "```repl compose\nanswer['content'] = 'deep answer'; answer['ready'] = True\n```"
 
     def sub(request: Request) -> str | Answer:
         if len(request.messages) > 1:
             return Answer(deep, until=lambda: len(plain_asked) == 400)
         plain_asked.append(request.prompt)
-        if request.prompt == "p0":
-            return Answer("<p0>", until=lambda: len(plain_asked) >= 200)
-        return Answer(f"<{request.prompt}>", latency=spread(request.prompt) / 4)
+        if (awaited := held.get(request.prompt)) is not None:
+            return Answer(f"<{request.prompt}>", until=lambda: len(plain_asked) >= awaited)
+        # From 0 to 1 s, most of them short.
+        return Answer(f"<{request.prompt}>", latency=spread(request.prompt) ** 6)
 
     s = scene(one_cell(code), sub)
     out = await s.rlm().ainvoke({"question": "q", "context": TEXT})
     assert out["answer"] == "400 deep answer"
     asked = [r for r in s.server.seen if r.model == "sub"]
     plain = [r for r in asked if r.prompt.startswith("p")]
-    [first], [nested] = [r for r in plain if r.prompt == "p0"], [r for r in asked if r not in plain]
-    assert first.sent is not None and first.sent > plain[199].arrived
+    [nested] = [r for r in asked if r not in plain]
+    waited = [(r.sent, plain[held[r.prompt] - 1].arrived) for r in plain if r.prompt in held]
+    assert len(waited) == len(held) and all(sent is not None and sent > arrived for sent, arrived in waited)
     assert nested.sent is not None and nested.sent > plain[399].arrived
 
 
