@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from langchain_core.stores import InMemoryByteStore
 from langgraph.checkpoint.memory import InMemorySaver
 
 from conftest import kernels
@@ -15,6 +18,7 @@ from model_server import Answer, Request, scripted
 from rlm_graph import Limits
 from rlm_graph.errors import ModelError
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.session import close_all
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 TEXT = "\n".join(f"{n} ITEM" if n % 5 == 0 else f"{n} nothing" for n in range(500))
@@ -33,18 +37,36 @@ def echo(request: Request) -> str:
 @pytest.mark.parametrize(
     "node", ["load", "plan", "probe", "filter", "chunk", "dispatch", "sub_call", "verify", "compose"]
 )
-async def test_a_run_goes_on_after_an_interrupt_before_any_node(scene: Any, node: str) -> None:
+@pytest.mark.parametrize("side", ["before", "after"])
+async def test_a_run_goes_on_after_an_interrupt_at_any_node(scene: Any, node: str, side: str) -> None:
     s = scene(ROOT, echo)
     rlm = s.rlm(checkpointer=InMemorySaver())
     given: Any = {"question": "q", "context": TEXT}
     out: dict[str, Any] = {}
     for _ in range(8):
-        out = await rlm.ainvoke(given, THREAD, interrupt_before=[node]) or {}
+        out = await rlm.ainvoke(given, THREAD, **{f"interrupt_{side}": [node]}) or {}
         if out.get("stop_reason"):
             break
         given = None
     assert out["answer"] == "20 <0 ITEM>"
     assert (s.server.asked("root"), s.server.asked("sub")) == (3, 20)
+
+
+@pytest.mark.parametrize("node", ["sub_call", "verify", "compose"])
+async def test_another_graph_on_the_same_saver_and_store_goes_on_without_asking_again(
+    scene: Any, home: Path, node: str
+) -> None:
+    s, saver, store = scene(ROOT, echo), InMemorySaver(), InMemoryByteStore()
+    given = {"question": "q", "context": TEXT}
+    await s.rlm(checkpointer=saver, content_store=store).ainvoke(given, THREAD, interrupt_before=[node])
+    paid = s.server.seen
+    close_all()
+    out = await s.rlm(checkpointer=saver, content_store=store).ainvoke(None, THREAD)
+    assert (out["answer"], out["warnings"]) == ("20 <0 ITEM>", [])
+    assert (s.server.asked("root"), s.server.asked("sub"), len(paid)) == (3, 20, 2 if node == "sub_call" else len(paid))
+    assert list(store.yield_keys()) and not [path for path in home.rglob("*") if "reply" in path.parts]
+    # What a folder of LangChain's (LocalFileStore) takes as a key.
+    assert all(re.fullmatch(r"[a-zA-Z0-9_.\-/]+", key) for key in store.yield_keys())
 
 
 async def test_an_interrupted_run_finds_its_variables_after_its_kernel_was_idle_too_long(
@@ -65,8 +87,6 @@ async def test_an_interrupted_run_finds_its_variables_after_its_kernel_was_idle_
 
 
 async def test_follow_ups_find_the_variables_of_the_first_question_also_after_an_eviction(scene: Any) -> None:
-    from rlm_graph.kernel.session import close_all
-
     root = scripted(
         "```repl probe\nn = len(context)\nanswer['content'] = llm_query('first'); answer['ready'] = True\n```"
     )
@@ -192,8 +212,6 @@ async def test_a_replay_that_prints_something_else_is_told_to_the_root_and_to_th
     s = scene(root)
     rlm = s.rlm(checkpointer=InMemorySaver())
     await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD, interrupt_after=["probe"])
-    from rlm_graph.kernel.session import close_all
-
     close_all()
     out = await rlm.ainvoke(None, THREAD)
     assert out["answer"] == "done"
@@ -210,8 +228,6 @@ async def test_a_replay_that_asks_something_else_is_told_and_asks_nothing(scene:
     rlm = s.rlm(checkpointer=InMemorySaver())
     await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD, interrupt_before=["verify"])
     await rlm.ainvoke(None, THREAD, interrupt_before=["plan"])
-    from rlm_graph.kernel.session import close_all
-
     close_all()
     out = await rlm.ainvoke(None, THREAD)
     assert out["warnings"] == [
