@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -47,6 +48,30 @@ async def test_another_model_setting_is_another_entry(scene: Any) -> None:
         sub = s.sub.model_copy(update={"temperature": temperature})
         await create_rlm(s.root, sub, direct_below=0, cache=cache).ainvoke({"question": "q", "context": TEXT})
     assert s.server.asked("sub") == 2
+
+
+async def test_structured_asks_are_cached_and_another_schema_is_another_entry(scene: Any) -> None:
+    s = scene(
+        lambda r: f"```repl chunk\n{r.prompt.split('RUN: ')[1].splitlines()[0]}\nanswer['ready'] = True\n```",
+        lambda r: json.dumps({"results": [{"id": "0", "answer": 7, "quotes": [], "confidence": 1.0}]}),
+    )
+    cache: Any = InMemoryCache()
+    for schema, asked in (("int", 1), ("int", 1), ("dict(type='number')", 2), ("int", 2)):
+        ask = f"answer['content'] = sub_call(context, 'How many?', schema={schema}, quotes=False)[0].answer"
+        out = await s.rlm(cache=cache).ainvoke({"question": f"RUN: {ask}", "context": TEXT})
+        assert (out["answer"], s.server.asked("sub")) == ("7", asked)
+
+
+async def test_a_nested_run_shares_the_cache_of_the_tree(scene: Any) -> None:
+    def sub(request: Request) -> str:
+        nested = "```repl chunk\nanswer['content'] = llm_query('a') + llm_query('b'); answer['ready'] = True\n```"
+        return nested if len(request.messages) > 1 else request.prompt.upper()
+
+    s = scene(one_cell("answer['content'] = llm_query('a') + rlm_query('q', context='text') + llm_query('b')"), sub)
+    cache: Any = InMemoryCache()
+    out = await s.rlm(cache=cache).ainvoke({"question": "q", "context": TEXT})
+    assert out["answer"] == "AABB"
+    assert sorted(r.prompt for r in s.server.seen if len(r.messages) == 1) == ["a", "b"]
 
 
 async def test_without_a_cache_every_run_asks(scene: Any) -> None:
