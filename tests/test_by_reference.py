@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from model_server import Request, scripted
@@ -22,6 +23,7 @@ TURNS = scripted(
     "```repl compose\nanswer['content'] = str(sum(map(int, counts)))\nanswer['ready'] = True\n```",
 )
 FILLER = "The quick brown fox of paragraph {n} jumps over the lazy dog, and nothing of it concerns anybody at all."
+THREAD: Any = {"configurable": {"thread_id": "1"}}
 ALL_MODES = ["values", "updates", "tasks", "checkpoints", "debug", "custom", "messages"]
 
 
@@ -84,25 +86,43 @@ async def test_no_checkpoint_in_memory_and_no_event_holds_it(scene: Any, book: s
     assert all(mode in {"checkpoints", "debug"} and "'source': 'input'" in event for _, mode, event in raw_inputs)
     assert not any(asked in event for e in events if e not in raw_inputs for event in e[2:])
     kept = [pickle_free(value) for value in all_of(saver)]
-    assert sum(skipped in text for text in kept) <= (1 if kind == "text" else 0)
+    for line in (skipped, asked):
+        assert sum(line in text for text in kept) <= (1 if kind == "text" else 0)
 
 
 @pytest.mark.parametrize("kind", ["path", "reference", "text"])
-async def test_no_sqlite_checkpoint_holds_it(scene: Any, book: str, tmp_path: Path, kind: str) -> None:
+def test_no_sqlite_checkpoint_and_no_event_of_a_synchronous_run_holds_it(
+    scene: Any, book: str, tmp_path: Path, kind: str
+) -> None:
     s = scene(TURNS, count_items)
     file = tmp_path / "threads.sqlite"
-    async with AsyncSqliteSaver.from_conn_string(str(file)) as saver:
-        rlm = s.rlm(checkpointer=saver)
-        out = await rlm.ainvoke(
+    with SqliteSaver.from_conn_string(str(file)) as saver:
+        events = s.rlm(checkpointer=saver).stream(
             {"question": "How many items?", "context": given(kind, book, tmp_path)},
-            {"configurable": {"thread_id": "1"}},
+            THREAD,
+            stream_mode=["updates", "tasks", "custom", "messages"],
+            subgraphs=True,
         )
+        seen = [repr(event) for event in events]
+        assert s.rlm(checkpointer=saver).get_state(THREAD).values["answer"] == "2100"
+    assert not any(line in event for event in seen for line in middle_of(book))
+    no_row_holds_it(file, book, kind)
+
+
+async def test_no_sqlite_checkpoint_of_an_asynchronous_run_holds_it(scene: Any, book: str, tmp_path: Path) -> None:
+    file = tmp_path / "threads.sqlite"
+    async with AsyncSqliteSaver.from_conn_string(str(file)) as saver:
+        asked = {"question": "How many items?", "context": given("path", book, tmp_path)}
+        out = await scene(TURNS, count_items).rlm(checkpointer=saver).ainvoke(asked, THREAD)
     assert out["answer"] == "2100"
-    skipped, asked = middle_of(book)
+    no_row_holds_it(file, book, "path")
+
+
+def no_row_holds_it(file: Path, book: str, kind: str) -> None:
     rows = rows_of(file)
-    assert sum(skipped.encode() in row for row in rows) <= (1 if kind == "text" else 0)
+    for line in middle_of(book):
+        assert sum(line.encode() in row for row in rows) <= (1 if kind == "text" else 0)
     if kind != "text":
-        assert not any(asked.encode() in row for row in rows)
         assert sum(map(len, rows)) < 400_000
 
 
