@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlm_graph import Limits, prompts
+from rlm_graph import Limits, asks, prompts
 from rlm_graph.dialect import cells_of
 from rlm_graph.history import root_messages
 from rlm_graph.ledger import Left
@@ -13,6 +13,7 @@ from rlm_graph.state import Cell, Turn
 from rlm_graph.tokens import estimate
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "root.txt"
+TOLD = SNAPSHOT.with_name("told.txt")
 SYSTEM = prompts.system_for(Limits(), 0, None)
 
 
@@ -69,6 +70,54 @@ def test_the_system_prompt_stays_below_1500_tokens() -> None:
 def test_what_the_root_reads_is_as_in_the_snapshot() -> None:
     """To accept a change: write `root_text()` to the snapshot, and look at the difference in review."""
     assert root_text() == SNAPSHOT.read_text()
+
+
+TOOL = {
+    "name": "lookup",
+    "doc": "Finds a word.\n\nword: the word",
+    "returns": "str",
+    "params": [["word", "str", None], ["most", "int", "3"]],
+    "more": False,
+}
+SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}}
+
+
+def told_text() -> str:
+    """What is told beside the root's usual turns, to the root and to its sub-models."""
+    plain = len(SYSTEM)
+    alone = prompts.direct_messages("How many?", "the text", [], [], None)
+    full = prompts.direct_messages("How many?", "the text", ["a.bin: binary"], ["Answer: 3"], "In French.", SCHEMA)
+    journal = [cell(0, 0, report={"vars": [[f"v{n}", "list", "1 item"] for n in range(14)]}), cell(1, 0, lost=True)]
+    error = "the kernel was killed by SIGKILL"
+    one, two = {"0": "first\nchapter"}, {"1": "a line", "2": "another"}
+    many = {str(n): f"line {n}" for n in range(5)}
+    parts = {
+        "system, no calls": prompts.system_for(Limits(max_depth=0), 0, None)[plain:],
+        "system, tools and a form": prompts.system_for(Limits(), 0, "Be short.", [TOOL], SCHEMA)[plain:],
+        "direct": "\n---\n".join(m.text for m in alone),
+        "direct, with everything": "\n---\n".join(m.text for m in full),
+        "python tool": prompts.python_tool_description(60, 8_000, [TOOL], "a str of 9 characters"),
+        "lost": prompts.lost(error, journal),
+        "lost, nothing before": prompts.lost(error, []),
+        "late": prompts.cell_heard(cell(0, 0, report={"late": "tick\n"})),
+        "structured ask": asks.checked_ask("Who paid?", one, None, quotes=True, notes={}),
+        "structured ask, schema, asked again": asks.checked_ask(
+            "Who paid?", two, SCHEMA, quotes=False, notes={"2": asks.NO_QUOTE}
+        ),
+        "structured ask, many": asks.checked_ask("Who paid?", many, None, quotes=True, notes={}),
+    }
+    fixed = {
+        name: text
+        for module in (prompts, asks)
+        for name, text in vars(module).items()
+        if name.isupper() and isinstance(text, str) and name != "ROOT"
+    }
+    return "\n\n".join(f"=== {name} ===\n{text.strip()}" for name, text in {**parts, **fixed}.items()) + "\n"
+
+
+def test_all_else_that_is_told_is_as_in_the_snapshot() -> None:
+    """To accept a change: write `told_text()` to the snapshot, and look at the difference in review."""
+    assert told_text() == TOLD.read_text()
 
 
 def test_messages_only_ever_grow_at_the_end() -> None:
