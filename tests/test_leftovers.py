@@ -245,14 +245,19 @@ def never() -> bool:
 
 def hung_up(server: ModelServer) -> bool:
     """Whether the client has left all its calls before they were answered."""
-    calls = [record for record in server.seen if record.model == "sub"]
+    calls = [record for record in server.seen if record.prompt == "p"]
     return len(calls) == 5 and all(record.hung_up and record.sent is None for record in calls)
 
 
-async def test_a_cancelled_task_hangs_up_on_the_model_server(scene: Any) -> None:
-    s = scene(ASKS, lambda r: Answer("too late", until=never))
+@pytest.mark.parametrize("where", ["at the top", "nested"])
+async def test_a_cancelled_task_hangs_up_on_the_model_server(scene: Any, where: str) -> None:
+    def sub(request: Request) -> str | Answer:
+        return str(ASKS(request)) if len(request.messages) > 1 else Answer("too late", until=never)
+
+    nests = scripted("```repl chunk\ngot = rlm_query('q', context='text')\n```")
+    s = scene(ASKS if where == "at the top" else nests, sub)
     task = asyncio.create_task(s.rlm().ainvoke({"question": "q", "context": TEXT}))
-    assert await until(lambda: s.server.asked("sub") == 5)
+    assert await until(lambda: [r.prompt for r in s.server.seen].count("p") == 5, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
