@@ -26,7 +26,7 @@ from rlm_graph import create_rlm
 from rlm_graph.errors import ContextError, KernelError
 from rlm_graph.kernel import gateway_kernel
 from rlm_graph.kernel.gateway import Gateway
-from rlm_graph.kernel.isolation import bubblewrap_fault, landlock_fault
+from rlm_graph.kernel.isolation import UNCAGED_AFAR, bubblewrap_fault, landlock_fault
 from rlm_graph.kernel.session import KernelOptions, start_session
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from test_session import FACTS, exists, run, until
@@ -254,6 +254,20 @@ async def test_the_cage_goes_along(gateway: Gateway, tmp_path: Path) -> None:
     async with a_session(gateway) as session:
         done = await run(session, f"open({str(tmp_path / 'secret')!r}).read()")
     assert done.error is not None and "FileNotFoundError" in done.error
+
+
+async def test_a_run_says_once_that_the_gateway_has_no_cage(
+    scene: Any, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = "    from rlm_graph.kernel import isolation\n"
+    without += "    isolation.bubblewrap_fault = isolation.landlock_fault = lambda: 'not there'\n    await relay"
+    code = gateway_kernel._BOOTSTRAP
+    assert "    await relay" in code
+    monkeypatch.setattr(gateway_kernel, "_BOOTSTRAP", code.replace("    await relay", without))
+    nested = scripted("```repl compose\nFINAL(rlm_query('q', context='one'))\n```")
+    s = scene(nested, scripted("```repl compose\nFINAL(context)\n```"))
+    out = await s.rlm(isolation=gateway).ainvoke({"question": "q", "context": "one\ntwo"})
+    assert (out["answer"], out["warnings"]) == ("one", [UNCAGED_AFAR])
 
 
 # Time and death

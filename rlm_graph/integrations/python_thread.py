@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import threading
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -25,6 +26,7 @@ from rlm_graph import prompts
 from rlm_graph.errors import KernelError
 from rlm_graph.identity import new_run
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.isolation import UNCAGED_AFAR
 from rlm_graph.kernel.kernel import Kernel, Work
 from rlm_graph.kernel.session import KernelOptions
 from rlm_graph.state import Cell, Done, Reply, Source
@@ -152,6 +154,8 @@ class PythonThread:
                 told = prompts.lost(error, self._journal)
                 self._note(code, begun.number, Done("", told, None, {}), asked=0, lost=True)
                 return Ran(told, failed=True)
+            if kernel.session.uncaged_afar:
+                warnings.warn(UNCAGED_AFAR, stacklevel=1)
             news, kernel.told = kernel.told, []
             asked = len(kernel.asked)
             done = kernel.take_outcome(work)

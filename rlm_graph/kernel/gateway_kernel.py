@@ -74,6 +74,7 @@ class GatewayKernel:
         self._gateway = gateway
         self._path = f"/api/kernels/{quote(id, safe='')}"
         self._memory = memory
+        self.means = ""
         self._messages = Messages()
         self._socket: WebSocketClientConnection | None = None
         self._transport: _Transport | None = None
@@ -103,7 +104,7 @@ class GatewayKernel:
         self._bootstrap = self._send("shell", "execute_request", _execution(_BOOTSTRAP.format(code=packed_code())))
         self._say("start", [self._memory, _SILENCE_SECONDS])
         try:
-            await self._answer("started", _START_SECONDS)
+            self.means = str(await self._answer("started", _START_SECONDS))
         except ConnectionError:
             raise self._death or KernelError("the kernel is gone", cause="start") from None
         self._transport = _Transport(self._say, bridge)

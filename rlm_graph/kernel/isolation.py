@@ -19,9 +19,18 @@ Isolation = Literal["auto", "bubblewrap", "landlock", "process", "gateway"]
 
 UNCAGED = (
     "the kernel is a plain child process (isolation='process'): it is given nothing of your environment, and its "
-    "memory and time are bounded, but the model's code can read and write what you can, and can reach the network"
+    "time and, on Linux, its memory are bounded, but the model's code can read and write what you can, and can reach "
+    "the network"
 )
 """What a run with `process` says."""
+
+UNCAGED_AFAR = (
+    "the kernel on the gateway is a plain process there, as no cage works on that machine: the model's code can read, "
+    "write and reach what that process can, and only those who run the gateway can keep it from anything"
+)
+"""What a run says whose gateway has no cage for its kernel."""
+
+CAGES = ("bubblewrap", "landlock")
 
 _TRIAL_SECONDS = 20.0
 

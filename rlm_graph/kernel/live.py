@@ -17,6 +17,11 @@ class LiveKernel(Protocol):
         """Its process id on this machine; 0 where it runs on another."""
         ...
 
+    @property
+    def means(self) -> str:
+        """What it is kept in, as far as its own machine says; known once it is connected."""
+        ...
+
     async def connect(self, bridge: asyncio.Protocol, ended: Callable[[], None]) -> None:
         """Connects the bridge, and calls `ended` once when the kernel has ended.
 

@@ -45,6 +45,7 @@ class LocalKernel:
         self._watched = Watched(process.popen.pid, memory, files=in_memory, over=self._holds_too_much)
         self._death: KernelError | None = None
         self.pid = process.popen.pid
+        self.means = process.means
         self._channel: Any = None
         self._ended: Callable[[], None] = lambda: None
         self._stop_watching: Callable[[], None] = lambda: None

@@ -114,7 +114,7 @@ async def _serve(link: Link, live: LiveKernel, received: Path) -> None:
     async with asyncio.TaskGroup() as tasks:
         await live.connect(pipe, lambda: _tell_later(tasks, link))
         passing = [tasks.create_task(_pass_bytes(pipe, link)), tasks.create_task(_pass_replies(live, link, numbers))]
-        await link.tell("started")
+        await link.tell("started", live.means)
         while True:
             op, arg = await link.hear()
             if op == "bridge" and pipe.transport is not None:

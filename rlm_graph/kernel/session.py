@@ -18,12 +18,12 @@ from .background import Background, background
 from .bridge import Bridge
 from .cell import RunningCell
 from .gateway import Gateway, place
-from .gateway_kernel import start_on_gateway
+from .gateway_kernel import GatewayKernel, start_on_gateway
 from .inbox import Failure
 from .inside.bound import clean
 from .inside.frames import TooLarge, row
 from .intake import read_calls, read_report
-from .isolation import Isolation
+from .isolation import CAGES, Isolation
 from .live import LiveKernel
 from .local import start_local
 
@@ -77,6 +77,8 @@ class Session:
         self.name = name
         self.options = options
         self.pid = 0
+        self.uncaged_afar = False
+        """Whether it runs on another machine, and in no cage there."""
         self._background: Background = background()
         self._loop = self._background.loop
         self._starting: asyncio.Task[LiveKernel] | None = None
@@ -196,6 +198,7 @@ class Session:
             self._check()  # closed meanwhile: `_release` waits for the kernel, to end it
             self._live, self.pid = live, live.pid
             await live.connect(self._bridge, self._exited)
+            self.uncaged_afar = isinstance(live, GatewayKernel) and live.means not in CAGES
             await asyncio.wait_for(asyncio.shield(self._ready), _START_SECONDS)
         except TimeoutError:
             await self._end(Failure(f"the kernel did not start within {_START_SECONDS:.0f} s", "start"))

@@ -12,6 +12,7 @@ from langgraph.errors import GraphBubbleUp
 from rlm_graph import leaving, models, prompts, stopping
 from rlm_graph.errors import KernelError
 from rlm_graph.kernel import pool
+from rlm_graph.kernel.isolation import UNCAGED_AFAR
 from rlm_graph.kernel.kernel import Kernel, Work
 from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State, SubCall
@@ -132,7 +133,7 @@ async def _run(state: State, work: Work, tree: Tree, settings: Settings, reporte
             if error.cause == "start":
                 raise
             return {**_ended(state, work, _lost_cell(state, work, error), None), **_limit(tree)}
-        told = _told(state, kernel)
+        told = _told(state, kernel, work.depth)
         if kernel.outcome is None:
             return {"running": {"phase": work.phase, "code": work.cell}, "queue": _rest(state), **told}
         cell, draft = await _recorded(state, work, kernel, tree, reported)
@@ -235,13 +236,17 @@ def _limit(tree: Tree) -> dict[str, Any]:
     return {"limit": limit} if limit else {}
 
 
-def _told(state: State, kernel: Kernel) -> dict[str, Any]:
-    """What a rebuilt kernel has to say, for the root's next turn and for the caller."""
-    if not kernel.told:
-        return {}
+def _told(state: State, kernel: Kernel, depth: int) -> dict[str, Any]:
+    """What a kernel has to say: one without a cage to the caller, a rebuilt one to the root's next turn as well."""
+    warnings = list(state.get("warnings") or [])
+    uncaged = kernel.session.uncaged_afar and depth == 0 and UNCAGED_AFAR not in warnings
     news, kernel.told = [prompts.REBUILT.format(news=line) for line in kernel.told], []
-    notice = "\n".join(filter(None, [state["notice"], *news, prompts.CHECK_VARIABLES]))
-    return {"notice": notice, "warnings": [*(state.get("warnings") or []), *news]}
+    told: dict[str, Any] = {}
+    if uncaged or news:
+        told["warnings"] = [*warnings, *([UNCAGED_AFAR] if uncaged else []), *news]
+    if news:
+        told["notice"] = "\n".join(filter(None, [state["notice"], *news, prompts.CHECK_VARIABLES]))
+    return told
 
 
 def _ended(state: State, work: Work, cell: Cell, draft: Draft | None) -> dict[str, Any]:
