@@ -212,6 +212,18 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
     assert named and all(f"def {name}(" in tests for name in named)
 
 
+EDITS = """
+import gc, itertools
+found = {type(o).__name__: o for o in gc.get_objects() if str(type(o).__module__).startswith('inside.')}
+calls, facts = found['Calls'], found['Desk']._facts
+assert calls._open and 'window' in facts and next(calls._numbers) and callable(calls.shut)
+calls._numbers = itertools.count(1)
+calls.shut = lambda: None
+facts['window'] = facts['max_calls'] = 10**9
+"""
+"""What a cell can do to the objects beside it that know of calls; it fails where there are none such."""
+
+
 async def test_a_run_that_is_attacked_answers(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PROCESSES", PROCESSES)
     cells = [ATTACKS[name] for name in ("fork without end", "fill the memory", "forge messages of another run")]
@@ -219,8 +231,7 @@ async def test_a_run_that_is_attacked_answers(scene: Any, monkeypatch: pytest.Mo
     planted = f"P = {{'memory': {MEMORY}, 'processes': {PROCESSES}}}"
     probes = [f"```repl probe\n{planted}\n{textwrap.dedent(cell)}\n```" for cell in cells]
     asks = "got = []\nfor n in range(9):\n    try: got.append(llm_query(str(n)))\n    except BudgetExceeded: pass"
-    raise_limits = "import gc\nfor o in gc.get_objects():\n    if type(o).__name__ == 'Calls': o.left = 10**9"
-    last = f"```repl compose\n{raise_limits}\n{asks}\nanswer['content'] = len(got); answer['ready'] = True\n```"
+    last = f"```repl compose\n{EDITS}\n{asks}\nanswer['content'] = len(got); answer['ready'] = True\n```"
     limits = Limits(kernel_memory=MEMORY, max_calls=2, max_errors=9)
     out = await scene(scripted(*probes, last)).rlm(limits=limits).ainvoke({"question": "q", "context": "text " * 500})
     assert (out["answer"], out["usage"]["calls"]) == ("2", 2)
@@ -251,6 +262,24 @@ async def test_of_a_project_that_python_lives_in_the_rest_is_not_shown(
     await session.close()
     assert done.stdout == "text\n"
     assert done.error and re.search("FileNotFoundError|PermissionError", done.error)
+
+
+async def test_what_a_cell_leaves_running_goes_on() -> None:
+    """A limit that THREAT_MODEL.md admits."""
+    session = await start_session(KernelOptions(), name="goes on")
+    counting = "import itertools, threading\nn = 0\ndef count():\n    global n\n    for n in itertools.count(): pass"
+    await run(session, f"{counting}\nthreading.Thread(target=count, daemon=True).start()")
+    done = await run(session, "import time\nbefore = n\nwhile n == before: time.sleep(0.01)\nprint('counts')")
+    await session.close()
+    assert done.stdout == "counts\n"
+
+
+async def test_the_code_may_send_the_whole_text_to_a_sub_model(scene: Any) -> None:
+    """A limit that THREAT_MODEL.md admits."""
+    s = scene(scripted("```repl compose\nFINAL(llm_query(context))\n```"), lambda request: "had it")
+    text = "a secret of the text's " * 100
+    assert (await s.rlm().ainvoke({"question": "q", "context": text}))["answer"] == "had it"
+    assert [text in str(request.messages) for request in s.server.seen if request.model == "sub"] == [True]
 
 
 async def test_what_clears_up_follows_no_link_out_of_the_scratch(tmp_path: Path) -> None:

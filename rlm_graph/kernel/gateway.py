@@ -1,4 +1,8 @@
-"""Where kernels run that do not run here: a gateway, and how it is asked for a kernel over HTTP."""
+"""Where kernels run that do not run here: a gateway, and how it is asked for a kernel over HTTP.
+
+By hand with tornado, which jupyter_client brings: Jupyter's own client (`jupyter_server.gateway`) is one for the whole
+process and reads its options alone, and `jupyter_kernel_client` needs pyarrow. It comes to three requests and a socket.
+"""
 
 from __future__ import annotations
 
