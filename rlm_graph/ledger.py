@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from rlm_graph.usage import NOTHING as NOTHING
 from rlm_graph.usage import Amount as Amount
 from rlm_graph.usage import Replied, Sum, amount_of, grouped, total_cost
 from rlm_graph.usage import Spent as Spent
+from rlm_graph.usage import Wanted as Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,14 @@ class Left:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A call that waits for room: how much, and how to tell it that there may be some."""
+
+    most: Amount
+    wake: Callable[[], object]
+
+
 class Ledger:
     """Counts what the tree has reserved and spent. Safe to use from any thread.
 
@@ -72,10 +81,11 @@ class Ledger:
         self._spent: set[str] = set()
         self._sums: dict[tuple[str, int], Sum] = {}
         """What was spent, by model and depth: whoever watches asks often, and the calls may be tens of thousands."""
-        self._replied: dict[str, Replied] = {}
+        self._replied: dict[tuple[str, bool], Replied] = {}
+        """By model, and whether to a root's turn: code says nothing of how long a label is."""
         self._total = NOTHING
         self._held: dict[str, Amount] = {}
-        self._queue: dict[str, Amount] = {}
+        self._queue: dict[str, Waiting] = {}
         """What calls wait for that came too early, in the order in which they came: none overtakes another."""
         self._lent: dict[str, int] = {}
         """Calls that remote runs may make, by the call that they answer."""
@@ -115,7 +125,13 @@ class Ledger:
             return "reserved"
 
     def hold(
-        self, id: str, most: Amount, keep: Amount | None = None, less: Sequence[Amount] = ()
+        self,
+        id: str,
+        most: Amount,
+        keep: Amount | None = None,
+        less: Sequence[Amount] = (),
+        at_once: int = 0,
+        wake: Callable[[], object] = lambda: None,
     ) -> Literal["held", "later"] | Limit:
         """Holds room for what a call that is about to start can come to at most.
 
@@ -124,7 +140,9 @@ class Ledger:
             most: What it can come to.
             keep: For a turn of the root at the top of the tree: what the turn after it can come to, for which calls
                 leave room, though never more than a quarter of a limit.
-            less: Smaller amounts that do as well where `most` no longer fits, the largest first.
+            less: See `Wanted`.
+            at_once: The same; those who wait share what there is.
+            wake: After `later`: called, in any thread, when it is this call's turn to ask again.
 
         Returns:
             `later` where it fits only if calls in flight come to less than they may; the limit in its way where it
@@ -133,29 +151,32 @@ class Ledger:
         with self._lock:
             if keep is not None:
                 self._kept = NOTHING
-            left = self._left(held=False)
-            most = next((amount for amount in (most, *less) if not left.lacking(0, amount)), most)
-            if lacking := left.lacking(0, most):
+            left, free = self._left(held=False), self._left()
+            fitting = [amount for amount in (most, *less[:at_once]) if not left.lacking(0, amount)]
+            fitting = fitting or [amount for amount in less[at_once:] if not left.lacking(0, amount)][:1] or [most]
+            those_waiting = len(self._queue.keys() | {id})
+            amount = next((a for a in fitting if not free.lacking(0, a * those_waiting)), fitting[-1])
+            if lacking := left.lacking(0, amount):
                 self._over = lacking
-                self._queue.pop(id, None)
-                return lacking
-            if self._left().lacking(0, self._before(id) + most):
-                self._queue[id] = most
+            elif free.lacking(0, self._before(id) + amount):
+                self._queue[id] = Waiting(amount, wake)
                 return "later"
+            else:
+                self._kept = self._quarter(keep) if keep else self._kept
+                self._held[id] = self._held.get(id, NOTHING) + amount
             self._queue.pop(id, None)
-            self._kept = self._quarter(keep) if keep else self._kept
-            self._held[id] = self._held.get(id, NOTHING) + most
-            return "held"
+            self._wake_next()
+            return lacking or "held"
 
     def held(self, id: str) -> Amount:
         """What a call in flight holds."""
         with self._lock:
             return self._held.get(id, NOTHING)
 
-    def replied(self, model: str) -> Replied:
-        """What this model's replies in the tree came to."""
+    def replied(self, model: str, *, turn: bool) -> Replied:
+        """What this model's replies in the tree came to, those to a root's turns or to calls."""
         with self._lock:
-            return self._replied.get(model, Replied())
+            return self._replied.get((model, turn), Replied())
 
     def release(self, id: str) -> None:
         """Gives back what a call held that came to nothing."""
@@ -163,6 +184,7 @@ class Ledger:
             self._held.pop(id, None)
             self._lent.pop(id, None)
             self._queue.pop(id, None)
+            self._wake_next()
 
     def settle(self, id: str, spent: Spent | None, *, failed: bool = False) -> None:
         """Notes what a reserved call came to."""
@@ -172,14 +194,16 @@ class Ledger:
             self._spend(id, spent)
             if failed:
                 self._failed.add(id)
+            self._wake_next()
 
     def turn(self, id: str, spent: Spent) -> None:
         """Notes a root turn, which counts tokens but is no call."""
         with self._lock:
             self._turns.add(id)
-            self._spend(id, spent)
+            self._spend(id, spent, turn=True)
             if spent.depth == 0 and self._kept == NOTHING:
                 self._kept = self._quarter(amount_of(spent))
+            self._wake_next()
 
     def refuse(self, ids: Iterable[str], limit: Limit | None = None) -> None:
         """Notes calls that were refused before they started."""
@@ -233,6 +257,7 @@ class Ledger:
                 self._add(Amount(usage["input_tokens"] + usage["output_tokens"], usage.get("cost") or 0.0))
             if failed:
                 self._failed.add(id)
+            self._wake_next()
 
     def with_these(self, ids: Iterable[str]) -> int:
         """How many calls would be reserved with these among them."""
@@ -321,16 +346,27 @@ class Ledger:
 
     def _before(self, id: str) -> Amount:
         """What those wait for that came before this call."""
-        return sum((most for _, most in takewhile(lambda entry: entry[0] != id, self._queue.items())), NOTHING)
+        return sum((w.most for _, w in takewhile(lambda entry: entry[0] != id, self._queue.items())), NOTHING)
 
-    def _spend(self, id: str, spent: Spent | None) -> None:
+    def _wake_next(self) -> None:
+        """Lets the call ask again that has waited longest: what it then hears is the next one's turn."""
+        while self._queue:
+            id, waiting = next(iter(self._queue.items()))
+            try:
+                waiting.wake()
+            except RuntimeError:  # its loop is closed: nobody waits there any more
+                del self._queue[id]
+            else:
+                return
+
+    def _spend(self, id: str, spent: Spent | None, *, turn: bool = False) -> None:
         self._held.pop(id, None)
         self._lent.pop(id, None)
         if spent is not None and id not in self._spent:
             self._spent.add(id)
             self._sums.setdefault((spent.model, spent.depth), Sum()).add(spent)
-            before = self._replied.get(spent.model, Replied())
-            self._replied[spent.model] = Replied(before.count + 1, max(before.longest, spent.output_tokens))
+            before = self._replied.get((spent.model, turn), Replied())
+            self._replied[spent.model, turn] = Replied(before.count + 1, max(before.longest, spent.output_tokens))
             self._add(amount_of(spent))
 
     def _add(self, amount: Amount) -> None:

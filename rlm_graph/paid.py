@@ -12,7 +12,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
 from rlm_graph import models
-from rlm_graph.ledger import NOTHING, Amount, Spent
+from rlm_graph.ledger import NOTHING, Amount, Spent, Wanted
 from rlm_graph.settings import Settings
 from rlm_graph.tokens import count_tokens, estimate
 from rlm_graph.tree import Tree
@@ -25,6 +25,9 @@ _SHORT, _SHORTEST = 1_000, 200
 
 _KNOWN = 3
 """Replies of a model after which they say how long the next one will be."""
+
+_LONGER = 4
+"""So many times its longest reply so far a call may have where it would wait for room to have more."""
 
 _PARTS = 8
 """A reply may come to this part of what is left, or to its part with all that may be in flight, if that is less."""
@@ -44,15 +47,31 @@ class Place:
 
 
 async def ask(
-    tree: Tree, settings: Settings, depth: int, id: str, messages: Sequence[BaseMessage], config: RunnableConfig
+    tree: Tree,
+    settings: Settings,
+    depth: int,
+    id: str,
+    messages: Sequence[BaseMessage],
+    config: RunnableConfig,
+    *,
+    turn: bool = False,
 ) -> tuple[AIMessage, Spent]:
     """One call of the model that works at `depth`. What it came to is the caller's to settle, under the same id.
+
+    Args:
+        tree: Whose ledger it is.
+        settings: The RLM's parameters.
+        depth: Of the model.
+        id: The call's id, or the root turn's.
+        messages: What is asked.
+        config: The node's configuration.
+        turn: Whether it is a root's turn.
 
     Raises:
         NoRoom: A limit does not allow it, or cut it off.
     """
     model = settings.model(depth)
-    async with place(tree, settings, depth, id, messages) as at:
+    async with place(tree, settings, depth, id, messages, turn=turn) as at:
         tries = settings.limits.max_retries
         message = await tree.in_time(models.ask(model, messages, config, at.threads, tries, at.reply))
     return message, spent_on(message, messages, settings, depth)
@@ -60,7 +79,7 @@ async def ask(
 
 @asynccontextmanager
 async def place(
-    tree: Tree, settings: Settings, depth: int, id: str, messages: Sequence[BaseMessage]
+    tree: Tree, settings: Settings, depth: int, id: str, messages: Sequence[BaseMessage], *, turn: bool = False
 ) -> AsyncIterator[Place]:
     """A place among the model calls in flight, and room in the ledger, for one call of the model that works at `depth`.
 
@@ -69,13 +88,14 @@ async def place(
     """
     texts = [m.text for m in messages]
     keep = _next_turn(tree, settings, texts) if depth == 0 else None
-    async with tree.slot() as threads:
-        sizes = _sizes(tree, settings, depth, texts)
-        (reply, most), *less = sizes
-        async with tree.room(id, most, keep, [amount for _, amount in less]) as held:
-            told = next((tokens for tokens, amount in sizes if amount == held), reply)
-            as_set = told == models.maximum_set(settings.model(depth))
-            yield Place(threads, told if _bounded(tree) and not as_set else None)
+    bounded, read = _bounded(tree), _prompt(texts) if _bounded(tree) else 0
+    async with (
+        tree.slot() as threads,
+        tree.room(id, lambda: _wanted(tree, settings, depth, read, turn=turn), keep) as held,
+    ):
+        told = held.tokens - read
+        as_set = told == models.maximum_set(settings.model(depth))
+        yield Place(threads, told if bounded and not as_set else None)
 
 
 def spent_on(reply: AIMessage, messages: Sequence[BaseMessage], settings: Settings, depth: int) -> Spent:
@@ -88,43 +108,46 @@ def spent_on(reply: AIMessage, messages: Sequence[BaseMessage], settings: Settin
     return Spent(models.name_of(settings.model(depth)), depth, usage["input_tokens"], usage["output_tokens"], dollars)
 
 
-def need_of(tree: Tree, settings: Settings, depth: int, texts: Sequence[str]) -> Amount:
+def need_of(tree: Tree, settings: Settings, depth: int, texts: Sequence[str], *, turn: bool = False) -> Amount:
     """What there has to be room for so that a call with these messages starts."""
-    return _sizes(tree, settings, depth, texts)[-1][1]
+    return _wanted(tree, settings, depth, _prompt(texts), turn=turn).least
 
 
-def _sizes(tree: Tree, settings: Settings, depth: int, texts: Sequence[str]) -> list[tuple[int, Amount]]:
-    """Tokens that a reply may have, and what the call then comes to at most; the largest first."""
+def _wanted(tree: Tree, settings: Settings, depth: int, read: int, *, turn: bool) -> Wanted:
+    """What a call with a prompt of `read` tokens wants room for."""
     if not _bounded(tree):
-        return [(0, NOTHING)]
-    most, least = _reply_at_most(tree, settings, depth), _reply_at_least(tree, settings, depth)
-    replies = [most]
-    while replies[-1] > least:
-        replies.append(max(least, replies[-1] * 3 // 4))
-    read = _prompt(texts)
-    return [(reply, _amount(settings, depth, read, reply)) for reply in replies]
+        return Wanted(NOTHING)
+    model = settings.model(depth)
+    replied, ample = tree.ledger.replied(models.name_of(model), turn=turn), _ample(tree, settings, depth)
+    most = max(models.longest_reply(model, ample), replied.longest)
+    if models.maximum_set(model) is not None and not models.can_be_told(model):
+        return Wanted(_amount(settings, depth, read, most))
+    known = replied.count >= _KNOWN
+    least = min(most, max(replied.longest * 3 // 2, _SHORTEST if known else _SHORT))
+    # A root's turns are no measure of each other: it looks first, and writes at the end.
+    soon = min(most, max(replied.longest * _LONGER, _SHORT)) if known and not turn else most
+    at_once = _down(most, soon)
+    less = [_amount(settings, depth, read, reply) for reply in (*at_once, *_down(soon, least))]
+    return Wanted(_amount(settings, depth, read, most), tuple(less), len(at_once))
 
 
-def _reply_at_most(tree: Tree, settings: Settings, depth: int) -> int:
-    """Tokens of a reply where there is room: what is usual, what came before, or what there is plenty of room for."""
-    model, left = settings.model(depth), tree.ledger.left(held=False)
+def _down(most: int, least: int) -> list[int]:
+    """The steps from one number of tokens down to another, the first left out."""
+    steps = []
+    while most > least:
+        most = max(least, most * 3 // 4)
+        steps.append(most)
+    return steps
+
+
+def _ample(tree: Tree, settings: Settings, depth: int) -> int:
+    """Tokens for a reply for which there is room in plenty."""
+    left = tree.ledger.left(held=False)
     room = [left.tokens] if left.tokens is not None else []
     cost = settings.cost(depth)
     if left.cost is not None and cost is not None and (price := cost(_usage(0, 1_000_000))) > 0:
         room.append(int(left.cost / price * 1_000_000))
-    parts = max(_PARTS, 1 if depth == 0 else settings.limits.max_concurrency)
-    ample = min(room, default=0) // parts
-    return max(models.longest_reply(model, ample), tree.ledger.replied(models.name_of(model)).longest)
-
-
-def _reply_at_least(tree: Tree, settings: Settings, depth: int) -> int:
-    """Tokens of a reply without which a call is not worth to be made."""
-    model = settings.model(depth)
-    replied, most = tree.ledger.replied(models.name_of(model)), _reply_at_most(tree, settings, depth)
-    if models.maximum_set(model) is not None and not models.can_be_told(model):
-        return most
-    known = replied.longest * 3 // 2
-    return min(most, max(known, _SHORTEST if replied.count >= _KNOWN else _SHORT))
+    return min(room, default=0) // max(_PARTS, 1 if depth == 0 else settings.limits.max_concurrency)
 
 
 def least_of(tree: Tree, settings: Settings, depth: int, prompts: Sequence[str]) -> Amount:

@@ -10,11 +10,12 @@ import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -26,7 +27,7 @@ from rlm_graph.approval import Approval
 from rlm_graph.budget import Budget, within
 from rlm_graph.errors import RLMError
 from rlm_graph.identity import content_hash
-from rlm_graph.ledger import Amount, Ledger, Limit, Limits, Spent
+from rlm_graph.ledger import Amount, Ledger, Limit, Limits, Spent, Wanted
 from rlm_graph.state import Reply, Source
 from rlm_graph.sweep import ENDED_DAYS, LIVE_DAYS
 from rlm_graph.trace.events import Answered
@@ -41,9 +42,6 @@ MOST_KEPT = 1_000_000_000
 
 CHECKPOINTER = "__pregel_checkpointer"
 """Where LangGraph's configuration carries the checkpointer, a parent's or a server's as well; it has no public name."""
-
-_LOOK_SECONDS = 0.05
-"""How often a call that waits for room in the ledger looks whether there is some."""
 
 _SWEPT = (
     "the content store no longer has {key}, which this run needs: ask the question again, on a new thread (a folder "
@@ -122,28 +120,31 @@ class Tree:
             yield self._threads
 
     @asynccontextmanager
-    async def room(
-        self, id: str, most: Amount, keep: Amount | None = None, less: Sequence[Amount] = ()
-    ) -> AsyncIterator[Amount]:
+    async def room(self, id: str, wanted: Callable[[], Wanted], keep: Amount | None = None) -> AsyncIterator[Amount]:
         """Holds room in the ledger for a model call, which has to be settled afterwards; waits where it may come.
 
         Args:
             id: The call's id, or the root turn's.
-            most: What it can come to.
+            wanted: What it can come to, as far as is known when it is asked: more replies may have come meanwhile.
             keep: See `Ledger.hold`.
-            less: The same.
 
         Yields:
-            What it holds: `most`, or one of `less`.
+            What it holds: one of the amounts wanted.
 
         Raises:
             NoRoom: A limit does not allow the call.
         """
+        loop, some = asyncio.get_running_loop(), asyncio.Event()
+        wake = partial(loop.call_soon_threadsafe, some.set)  # what gives room back may run on another loop
+        want = wanted()
         try:
-            while (verdict := self.ledger.hold(id, most, keep, less)) == "later":  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_SECONDS)  # what gives room back may run on another loop
+            while (verdict := self.ledger.hold(id, want.most, keep, want.less, want.at_once, wake)) == "later":
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(some.wait(), self.ledger.left().seconds)
+                some.clear()
+                want = wanted()
             if verdict != "held":
-                raise NoRoom(verdict, need=[most, *less][-1])
+                raise NoRoom(verdict, need=want.least)
             yield self.ledger.held(id)
         except BaseException:
             self.ledger.release(id)

@@ -28,8 +28,31 @@ class Amount:
     def __add__(self, other: Amount) -> Amount:
         return Amount(self.tokens + other.tokens, self.cost + other.cost)
 
+    def __mul__(self, times: int) -> Amount:
+        return Amount(self.tokens * times, self.cost * times)
+
 
 NOTHING = Amount()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a model call wants room for.
+
+    Attributes:
+        most: What it can come to.
+        less: Smaller amounts that do as well where `most` no longer fits, the largest first.
+        at_once: So many of `less` do as well where the call would have to wait for larger ones.
+    """
+
+    most: Amount
+    less: tuple[Amount, ...] = ()
+    at_once: int = 0
+
+    @property
+    def least(self) -> Amount:
+        """What there has to be room for so that the call starts."""
+        return (self.most, *self.less)[-1]
 
 
 def amount_of(spent: Spent) -> Amount:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from langchain_core.stores import InMemoryByteStore
 
 from rlm_graph import Limits
-from rlm_graph.ledger import Amount, Ledger, Left, Spent
+from rlm_graph.ledger import Amount, Ledger, Left, Spent, Wanted
 from rlm_graph.state import Reply
 from rlm_graph.tree import Tree
 
@@ -36,34 +39,43 @@ ONE_CALL = st.tuples(
 
 
 @settings(max_examples=200)
-@given(st.lists(ONE_CALL, max_size=30), st.randoms(use_true_random=False))
+@given(st.lists(ONE_CALL, max_size=30), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_in_any_order_of_events_nothing_exceeds_a_limit_and_all_is_settled(
-    calls: list[tuple[int, int, str]], rng: random.Random
+    calls: list[tuple[int, int, str]], at_once: int, rng: random.Random
 ) -> None:
+    """A call that waits asks again only when it is woken: so none is forgotten, and nobody has to look."""
     ledger = Ledger(MAX)
-    steps = [(str(n), *call) for n, call in enumerate(calls)]
-    waiting, in_flight, queued = list(steps), [], set[str]()
-    while waiting or in_flight:
-        if waiting and (not in_flight or rng.random() < 0.5):
-            id, most, *_ = step = waiting.pop(rng.randrange(len(waiting)))
+    coming, asleep, in_flight = [(str(n), *call) for n, call in enumerate(calls)], dict[str, Any](), list[Any]()
+
+    def wake(id: str) -> None:
+        if id in asleep:
+            coming.append(asleep.pop(id))
+
+    while coming or in_flight:
+        if asleep and rng.random() < 0.1:  # it is cancelled while it waits
+            del asleep[id := rng.choice(list(asleep))]
+            ledger.release(id)
+        elif coming and (not in_flight or rng.random() < 0.5):
+            id, most, *_ = step = coming.pop(rng.randrange(len(coming)))
             if ledger.reserve([id]) == "reserved":
-                match ledger.hold(id, Amount(most, most / 1_000)):
-                    case "held":
-                        queued.discard(id)
-                        in_flight.append(step)
-                    case "later":
-                        assert in_flight or queued - {id}  # calls in flight, or others that came before
-                        queued.add(id)
-                        waiting.append(step)
-                    case _:
-                        queued.discard(id)
-                        ledger.refuse([id])
+                asleep[id] = step  # before it is told to wait it may be woken
+                less = [Amount(part, part / 1_000) for part in (most // 2, most // 4, most // 8)]
+                verdict = ledger.hold(
+                    id, Amount(most, most / 1_000), less=less, at_once=at_once, wake=partial(wake, id)
+                )
+                if verdict != "later":
+                    del asleep[id]
+                if verdict == "held":
+                    in_flight.append((id, ledger.held(id).tokens, *step[2:]))
+                elif verdict != "later":
+                    ledger.refuse([id])
             else:
                 ledger.refuse([id])
         else:
             id, most, share, ends = in_flight.pop(rng.randrange(len(in_flight)))
             ended(ledger, id, most * share // 100, ends)
         assert within(ledger.left())
+    assert not asleep
     usage = ledger.usage()
     assert ledger.left().calls == 12 - usage["calls"]
     assert ledger.left().tokens == 1_000 - usage["input_tokens"]  # nothing is held any more
@@ -111,6 +123,57 @@ def test_a_call_that_fits_only_when_others_come_to_less_waits_for_them() -> None
     ledger.settle("b", spent(80))
     assert ledger.hold("c", Amount(80)) == "max_tokens"
     assert ledger.limit_reached() == "max_tokens"
+
+
+def test_the_call_that_has_waited_longest_is_woken_and_its_answer_wakes_the_next() -> None:
+    ledger, woken = Ledger(Limits(max_tokens=100)), list[str]()
+
+    def ask(id: str, most: int) -> str:
+        return ledger.hold(id, Amount(most), wake=lambda: woken.append(id))
+
+    assert [ask(*call) for call in [("a", 60), ("b", 60), ("c", 30), ("d", 60), ("e", 5)]] == ["held", *["later"] * 4]
+    assert woken == []
+    ledger.release("b")  # it was cancelled
+    assert woken == ["c"]
+    assert (ask("c", 30), woken) == ("held", ["c", "d"])
+    assert (ask("d", 60), woken) == ("later", ["c", "d"])
+    ledger.settle("a", spent(60))
+    assert woken == ["c", "d", "d"]
+    assert (ask("d", 60), woken[3:]) == ("max_tokens", ["e"])
+    assert ask("e", 5) == "held"
+
+
+@pytest.mark.parametrize(
+    "gives_back",
+    [
+        lambda ledger: ledger.settle("a", spent(10)),
+        lambda ledger: ledger.turn("a", spent(10)),
+        lambda ledger: ledger.settle_remote("a", remote_usage()),
+        lambda ledger: ledger.release("a"),
+    ],
+)
+def test_whatever_gives_room_back_wakes_who_waits_for_it(gives_back: Any) -> None:
+    ledger, woken = Ledger(Limits(max_tokens=100)), list[bool]()
+    assert ledger.hold("a", Amount(80)) == "held"
+    assert ledger.hold("b", Amount(80), wake=lambda: woken.append(True)) == "later"
+    gives_back(ledger)
+    assert woken and ledger.hold("b", Amount(80)) == "held"
+
+
+def test_calls_that_would_wait_share_the_room_that_there_is() -> None:
+    ledger = Ledger(Limits(max_tokens=1_000))
+    sizes: Any = {"most": Amount(600), "less": [Amount(300), Amount(100), Amount(50)], "at_once": 2}
+    assert [ledger.hold(id, **sizes) for id in "abcde"] == ["held", "held", "held", "later", "later"]
+    assert [ledger.held(id).tokens for id in "abc"] == [600, 300, 100]
+    ledger.settle("a", spent(200))  # 400 are free, and two wait
+    assert [ledger.hold(id, **sizes) for id in "de"] == ["held", "held"]
+    assert [ledger.held(id).tokens for id in "de"] == [100, 300]
+    ledger.settle("b", spent(200))
+    ledger.settle("c", spent(100))
+    ledger.settle("d", spent(100))
+    ledger.settle("e", spent(300))
+    assert ledger.hold("f", **sizes) == "held"
+    assert ledger.held("f") == Amount(100)
 
 
 def test_what_came_counts_also_where_it_is_more_than_was_held() -> None:
@@ -255,6 +318,35 @@ async def test_what_outlives_the_time_is_cut_off_and_a_time_out_of_its_own_is_no
 
     with pytest.raises(TimeoutError, match="the server's own"):
         await Tree("run.1", Limits(max_seconds=60), InMemoryByteStore(), 4, lasting=False).in_time(slow_server())
+
+
+def test_what_waits_for_room_is_woken_by_what_gives_it_back_on_another_loop() -> None:
+    tree = Tree("run.0", Limits(max_tokens=100), InMemoryByteStore(), 4, lasting=False)
+    waits, came, tries = threading.Event(), list[int](), list[str]()
+    hold = tree.ledger.hold
+
+    def counted(*args: Any) -> Any:
+        tries.append(verdict := hold(*args))
+        if verdict == "later":
+            waits.set()
+        return verdict
+
+    tree.ledger.hold = counted  # type: ignore[method-assign]
+
+    async def call(id: str, waited_for: bool) -> None:
+        async with tree.room(id, lambda: Wanted(Amount(80))):
+            if waited_for:
+                await asyncio.to_thread(waits.wait, 30)
+            came.append(len(tries))
+            tree.ledger.settle(id, spent(10))
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(asyncio.run, call("a", True))
+        while not tries:
+            time.sleep(0.001)
+        threads.submit(asyncio.run, call("b", False)).result(30)
+        first.result(30)
+    assert (tries, came) == (["held", "later", "held"], [2, 3])
 
 
 @pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"max_cost": 0}, {"max_seconds": -1.0}, {"max_cost": float("nan")}])

@@ -117,7 +117,8 @@ async def _within_limits(
         empty: tuple[Limit, ...] = ("max_tokens", "max_cost", "max_seconds")
         limit = next((name for name in empty if share.get(name, 1) <= 0), None)
     else:
-        need = paid.need_of(tree, settings, depth + 1, [prompts.system_for(settings.limits, depth + 1, None)])
+        system = prompts.system_for(settings.limits, depth + 1, None)
+        need = paid.need_of(tree, settings, depth + 1, [system], turn=True)
         limit = tree.ledger.left(held=False).lacking(0, need)
     if limit:
         tree.ledger.ran_into(limit)

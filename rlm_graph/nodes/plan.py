@@ -125,7 +125,7 @@ async def root_reply(
     began = time.monotonic()
     try:
         shown = models.named(config, "root", rlm_depth=depth)
-        reply, spent = await paid.ask(tree, settings, depth, id, messages, shown)
+        reply, spent = await paid.ask(tree, settings, depth, id, messages, shown, turn=True)
     except NoRoom:
         raise
     except Exception as error:
