@@ -92,6 +92,7 @@ class Ledger:
         self._remote: dict[str, Mapping[str, Any]] = {}
         self._kept = NOTHING
         """What calls leave to the top's next turn, so that it can compose when they have used up the rest."""
+        self._cut_off: set[str] = set()
         self._short: Limit | None = None
         """The limit that refused calls, when none has been let go since: what was wanted was not got another way."""
         self._over: Limit | None = None
@@ -225,6 +226,16 @@ class Ledger:
         """Notes that calls were refused by this limit, or cut off, in the middle of a wave."""
         with self._lock:
             self._over = self._over or limit
+
+    def note_cut_off(self, id: str) -> None:
+        """Notes a model call that was cut off in flight: what it came to is never told."""
+        with self._lock:
+            self._cut_off.add(id)
+
+    def cut_off(self) -> int:
+        """How many model calls were cut off in flight."""
+        with self._lock:
+            return len(self._cut_off)
 
     def lend(self, id: str, parts: int = 1, share: Mapping[str, float] | None = None) -> dict[str, float]:
         """Holds a share of what is left for a run that keeps a ledger of its own, elsewhere, to answer a call.

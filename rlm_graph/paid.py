@@ -15,7 +15,7 @@ from rlm_graph import models
 from rlm_graph.ledger import NOTHING, Amount, Spent, Wanted
 from rlm_graph.settings import Settings
 from rlm_graph.tokens import count_tokens, estimate
-from rlm_graph.tree import Tree
+from rlm_graph.tree import NoRoom, Tree
 
 _FRAME = 8
 """Tokens that a message has beside its text, roughly."""
@@ -95,7 +95,12 @@ async def place(
     ):
         told = held.tokens - read
         as_set = told == models.maximum_set(settings.model(depth))
-        yield Place(threads, told if bounded and not as_set else None)
+        try:
+            yield Place(threads, told if bounded and not as_set else None)
+        except NoRoom as no_room:
+            if no_room.cut_off:
+                tree.ledger.note_cut_off(id)
+            raise
 
 
 def spent_on(reply: AIMessage, messages: Sequence[BaseMessage], settings: Settings, depth: int) -> Spent:

@@ -160,6 +160,17 @@ def test_whatever_gives_room_back_wakes_who_waits_for_it(gives_back: Any) -> Non
     assert woken and ledger.hold("b", Amount(80)) == "held"
 
 
+def test_a_call_whose_loop_is_closed_holds_up_nobody_behind_it() -> None:
+    ledger, woken = Ledger(Limits(max_tokens=100)), list[bool]()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    ledger.hold("a", Amount(80))
+    assert ledger.hold("b", Amount(80), wake=lambda: loop.call_soon_threadsafe(print)) == "later"
+    assert ledger.hold("c", Amount(80), wake=lambda: woken.append(True)) == "later"
+    ledger.settle("a", spent(10))
+    assert woken and ledger.hold("c", Amount(80)) == "held"
+
+
 def test_calls_that_would_wait_share_the_room_that_there_is() -> None:
     ledger = Ledger(Limits(max_tokens=1_000))
     sizes: Any = {"most": Amount(600), "less": [Amount(300), Amount(100), Amount(50)], "at_once": 2}

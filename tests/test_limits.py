@@ -114,6 +114,27 @@ async def test_a_small_budget_of_tokens_is_used_by_short_calls(scene: Any) -> No
     assert total(out) <= 12_000
 
 
+async def test_a_small_budget_of_tokens_lets_many_calls_go_at_once_when_their_replies_are_short(scene: Any) -> None:
+    def short(request: Request) -> Answer:
+        return Answer("ok", until=lambda: request.number < 6 or s.server.peak >= 8)
+
+    s = scene(scripted(MANY + COMPOSE), short)
+    out = await s.rlm(limits=Limits(max_tokens=16_000)).ainvoke({"question": "q", "context": TEXT})
+    assert (out["answer"], s.server.peak >= 8) == (str([2] * 30), True)
+
+
+async def test_one_that_need_not_wait_is_told_no_less_for_the_short_replies_before(scene: Any) -> None:
+    told = []
+
+    def sub(request: Request) -> str:
+        told.append(request.body["max_completion_tokens"])
+        return "ok"
+
+    alone = "```repl chunk\ngot = [llm_query(f'p{n}') for n in range(6)]\n```\n"
+    await run(scene, scripted(alone + COMPOSE), sub, max_tokens=16_000)
+    assert told == [4_000] * 6
+
+
 async def test_max_turns_ends_with_what_the_root_has_drafted(scene: Any) -> None:
     root = scripted(*["```repl probe\nanswer['content'] = 'a draft'\nprint('more')\n```"] * 5)
     out, s = await run(scene, root, max_turns=3)

@@ -28,6 +28,7 @@ from rlm_graph.tree import NoRoom, Tree, forget_tree, tree_of
 
 _NOTHING_ANSWERED = "none of {calls:,} calls was answered, so there is nothing to answer from: {reason}"
 _UNREAD = "no cell has named the context, a model or a tool: the answer may come from the question alone"
+_CUT_OFF = "{calls:,} model calls were cut off in flight: what their provider charges for them is not in `usage`"
 _ANSWERING: tuple[StopReason, ...] = ("answered", "errors", "max_turns")
 """Ends at which a caller takes what comes for an answer; the others say that something was kept from the run."""
 
@@ -240,6 +241,7 @@ async def _end(
     if depth == 0:
         rests_on, unfounded = await _rests_on(state, tree, settings, reason)
         warnings += unfounded
+        warnings += [_CUT_OFF.format(calls=cut)] if (cut := tree.ledger.cut_off()) else []
     if reason.startswith("max_"):
         turns = len(state.get("turns") or []) - state["start"]["turn"]
         warnings.append(_ended_by(reason, tree.ledger.limits, usage, turns))
