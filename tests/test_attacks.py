@@ -224,6 +224,12 @@ facts['window'] = facts['max_calls'] = 10**9
 """What a cell can do to the objects beside it that know of calls; it fails where there are none such."""
 
 
+def test_each_limit_that_the_threat_model_admits_has_a_test_or_says_that_none_can() -> None:
+    limits = MODEL.partition("## What does not")[2].split("\n- ")[1:]
+    assert len(limits) > 5
+    assert [line for line in limits if "`test_" not in line and "No test can hold this" not in line] == []
+
+
 async def test_a_run_that_is_attacked_answers(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PROCESSES", PROCESSES)
     cells = [ATTACKS[name] for name in ("fork without end", "fill the memory", "forge messages of another run")]
