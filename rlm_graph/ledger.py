@@ -216,6 +216,7 @@ class Ledger:
                 self._held.pop(id, None)
                 self._lent.pop(id, None)
             self._over = self._over or (limit if limit != "max_calls" else None)
+            self._wake_next()
 
     def note_reserved(self, ids: Iterable[str]) -> None:
         """Notes calls that an earlier process had reserved room for before it ended."""

@@ -150,6 +150,7 @@ def test_the_call_that_has_waited_longest_is_woken_and_its_answer_wakes_the_next
         lambda ledger: ledger.turn("a", spent(10)),
         lambda ledger: ledger.settle_remote("a", remote_usage()),
         lambda ledger: ledger.release("a"),
+        lambda ledger: ledger.refuse(["a"]),
     ],
 )
 def test_whatever_gives_room_back_wakes_who_waits_for_it(gives_back: Any) -> None:
