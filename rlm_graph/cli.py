@@ -9,8 +9,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -34,6 +34,7 @@ from rlm_graph.state import Input, Source
 from rlm_graph.trace.events import Entry, Output, shown
 from rlm_graph.trace.handover import state_at
 from rlm_graph.trace.recording import VARIABLE, tracing
+from rlm_graph.trace.replay import limits_of
 from rlm_graph.trace.trajectory import read_trace
 
 if TYPE_CHECKING:
@@ -223,18 +224,29 @@ def answer(request: Request) -> int:
 
 
 def go_on(path: Path, cell: int, request: Request) -> int:
-    """Has a model go on with a recorded run from one of its cells, and returns the exit code."""
+    """Has a model go on with a recorded run from one of its cells, within its limits, and returns the exit code."""
+    trajectory = read_trace(path)
     root, sub, chosen = choose(request.choice)
     _say(f"model: {chosen}")
     _say(f"kernel: {KERNEL_NOTICE[isolation.settled(request.isolation)]}")
-    graph = create_rlm(root, sub, isolation=request.isolation, checkpointer=InMemorySaver())
+    limits = limits_of(trajectory.asked)
+    if lowered := _lowered(trajectory.asked.run["limits"], limits):
+        _say(f"limits: {lowered}")
+    graph = create_rlm(root, sub, limits=limits, isolation=request.isolation, checkpointer=InMemorySaver())
 
     async def gone_on() -> dict[str, Any]:
-        state = await state_at(read_trace(path), cell, sub, isolation=request.isolation)
+        state = await state_at(trajectory, cell, sub, isolation=request.isolation)
         await graph.aupdate_state(_THREAD, state, as_node="plan")
         return await _run(graph, None, request)
 
     return _delivered(asyncio.run(gone_on()), request)
+
+
+def _lowered(recorded: Mapping[str, float | None], limits: Limits) -> str:
+    """Which limits of a file are not granted, as it may come from anybody."""
+    granted = asdict(limits)
+    less = [name for name, most in recorded.items() if name in granted and most != granted[name]]
+    return ", ".join(f"{name} {granted[name]:,}, not {recorded[name]:,} as recorded" for name in less)
 
 
 def _delivered(out: dict[str, Any], request: Request) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rlm_graph.describe import counted
 from rlm_graph.errors import TraceError
 from rlm_graph.files import walk
 from rlm_graph.kernel.isolation import Isolation
@@ -101,9 +102,15 @@ def replayed(path: Path, isolation: Isolation) -> int:
     if different is not None:
         print(printable(f"differs: {different}"))  # noqa: T201
         return DIFFERENT
-    cells = sum(len(run.outputs) for run in trajectory.runs.values())
-    unended = "" if trajectory.asked.answer else "; the run had not ended"
-    print(f"the same: {cells} cells of {len(trajectory.runs)} runs{unended}")  # noqa: T201
+    cells, answer = sum(len(run.outputs) for run in trajectory.runs.values()), trajectory.asked.answer
+    unended = "" if answer else "; the run had not ended"
+    if cells:
+        told = f"the same: {counted(cells, 'cell')} of {counted(len(trajectory.runs), 'run')}"
+    elif answer and answer["stop_reason"] == "direct":
+        told = "answered directly, without cells: there is nothing to replay"
+    else:
+        told = "no cell has run: there is nothing to replay"
+    print(told + unended)  # noqa: T201
     return SAME
 
 

@@ -28,10 +28,17 @@ from rlm_graph.identity import content_hash
 
 T = TypeVar("T")
 _KEY_LIKE = re.compile(
-    r"\b(?:sk|pk|rk|key|AIza)[-_A-Za-z0-9]{12,}|\b(?:gsk_|hf_|xai-|gh[opsur]_|github_pat_)[_A-Za-z0-9]{20,}"
-    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}|(?<=Bearer )\S+"
+    r"\b(?:sk-|AIza)[-_A-Za-z0-9]{12,}|\b(?:sk|pk|rk|key)[-_](?:[a-z]+_)?(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}"
+    r"|\b(?:gsk_|hf_|xai-|gh[opsur]_|github_pat_)[_A-Za-z0-9]{20,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}|(?<=Bearer )(?=\S*\d)[-._~+/=\w]{8,}"
 )
-"""What a provider may echo of a key in its error; it must not go to the root, the checkpoint or the screen."""
+"""What a provider may echo of a key in its error; it must not go to the root, the checkpoint or the screen.
+
+A name in code, such as `skip_unless_reliable` or `key_value_pairs`, is none: cells are looked through as well.
+"""
+
+KEY_CHARS = 100
+"""Characters by which every key is known for one."""
 
 LONG_REPLY = 4_000
 """Tokens of a long reply, reasoning included, where no maximum was set."""

@@ -11,7 +11,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from model_server import ModelServer, Request, by_model, scripted
-from rlm_graph import create_rlm, read_trace, tracing
+from rlm_graph import Limits, create_rlm, read_trace, tracing
 from rlm_graph.errors import TraceError
 from rlm_graph.trace.handover import state_at
 
@@ -65,3 +65,18 @@ def test_the_command_hands_over(recorded: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.stdout == "5000 ['<part 0>', '<part 1>', '<part 2>'] <one more>\n", done.stderr
     assert done.returncode == 0
+    assert "limits:" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_within_the_limits_of_the_run(scene: Any, tmp_path: Path) -> None:
+    with tracing(tmp_path / "run.jsonl", texts=True):
+        scene(ROOT, sub).rlm(limits=Limits(max_calls=3, max_turns=50)).invoke({"question": "?", "context": TEXT})
+    asks = "```repl compose\nfor n in range(5): llm_query(f'more {n}')\n```"
+    with ModelServer(by_model({"root": scripted("", asks, "```repl compose\nFINAL(n)\n```"), "sub": sub})) as server:
+        models = ["--base-url", server.base_url, "--model", "openai:root", "--sub-model", "openai:sub"]
+        command = [sys.executable, "-m", "rlm_graph.cli", "replay", tmp_path / "run.jsonl", "--from", "1", *models]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert "stop reason: max_calls" in done.stderr and "3 calls, 1 refused" in done.stderr
+    assert "limits: max_turns 30, not 50 as recorded" in done.stderr

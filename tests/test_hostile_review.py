@@ -308,7 +308,23 @@ def test_what_looks_like_a_key_is_taken_out(begins: str) -> None:
     """Whoever gave it out."""
     key = begins + "A1B2" * 4 + ("" if begins == "AKIA" else "c3d4" * 5)
     assert models.without_keys(f"token {key} was refused") == "token [key] was refused"
+    for said in (f"Bearer {'a1' * 8}", f"sk_live_{'a1' * 12}", f"key-{'0f' * 16}"):
+        assert "[key]" in models.without_keys(f"{said} was refused") and "a1a1" not in models.without_keys(said)
     assert models.without_keys("hf_hub_download failed in ASIA") == "hf_hub_download failed in ASIA"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "skip_unless_reliable_fork",
+        "key_value_pairs_2024_total",
+        "keyword_arguments_1",
+        "f'Bearer {token}'",
+        "skipinitialspace",
+    ],
+)
+def test_a_name_in_code_is_no_key(code: str) -> None:
+    assert models.without_keys(code) == code
 
 
 def test_failing_synchronous_runs_leave_no_threads_and_no_trees(scene: Any) -> None:

@@ -16,7 +16,7 @@ from model_server import Answer, Request, scripted
 from rlm_graph import Limits, assert_replays, read_trace, tracing, write_trace
 from rlm_graph.errors import ContextError, TraceError
 from rlm_graph.trace.compare import compare
-from rlm_graph.trace.replay import MOST, _options
+from rlm_graph.trace.replay import MOST, _options, limits_of
 
 TEXT = "some text\n" * 500
 ROOT = scripted(
@@ -184,6 +184,12 @@ def test_what_a_file_may_ask_of_this_machine_is_bounded(recorded: Path, name: st
         _options(trajectory.asked, "auto")
 
 
+def test_the_limits_of_a_run_are_those_of_its_file_and_never_wider_than_ours(recorded: Path) -> None:
+    run = read_trace(recorded).asked
+    run.run["limits"] |= {"max_calls": 7, "max_turns": 10**9, "max_cost": 0.5, "max_depth": 99, "cell_seconds": 600.0}
+    assert limits_of(run) == Limits(max_calls=7, max_cost=0.5, cell_seconds=600.0)
+
+
 def test_a_context_that_has_changed_is_told(scene: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
@@ -211,14 +217,31 @@ def test_the_command_says_the_same_or_where_it_differs(recorded: Path, tmp_path:
 
 
 def test_two_runs_are_compared_in_rows(recorded: Path, scene: Any, tmp_path: Path) -> None:
+    numbered = "".join(f"this is line number {n:03}\n" for n in range(100))
+    code = "grep('line'); llm_query(context[: len(context) // 2]); answer['content'] = 'short'"
     with tracing(tmp_path / "other.jsonl"):
-        scene(deliver("answer['content'] = 'short'")).rlm().invoke({"question": "What is it?", "context": TEXT})
+        scene(deliver(code)).rlm().invoke({"question": "What is it?", "context": numbered})
     rows = {row.name: row for row in compare(read_trace(recorded), read_trace(tmp_path / "other.jsonl"))}
     assert not rows["question"].differs and not rows["models"].differs
-    assert (rows["calls"].left, rows["calls"].right) == ("7", "0")
+    assert (rows["calls"].left, rows["calls"].right) == ("7", "1")
     assert (rows["turns"].left, rows["turns"].right) == ("4", "1")
     assert rows["answer"].right == "short"
     assert rows["cost"].left is None
+    coverage = rows["coverage"]
+    assert (coverage.left, coverage.right) == ("scanned 0.0%, read 0.0%", "scanned 100.0%, read 50.0%")
+
+
+@pytest.mark.slow
+def test_the_command_says_of_a_run_without_cells_what_it_is(scene: Any, tmp_path: Path) -> None:
+    with tracing(tmp_path / "run.jsonl"):
+        scene(lambda request: "ok").rlm(direct_below=100_000).invoke({"question": "?", "context": TEXT})
+    assert_replays(tmp_path / "run.jsonl")
+    told = "answered directly, without cells: there is nothing to replay\n"
+    assert run("replay", tmp_path / "run.jsonl") == (0, told)
+    begun = [line for line in (tmp_path / "run.jsonl").read_text().splitlines(True) if '"answer"' not in line]
+    (tmp_path / "run.jsonl").write_text("".join(begun))
+    told = "no cell has run: there is nothing to replay; the run had not ended\n"
+    assert run("replay", tmp_path / "run.jsonl") == (0, told)
 
 
 @pytest.mark.slow

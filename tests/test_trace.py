@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -24,9 +25,12 @@ from rlm_graph.errors import TraceError
 from rlm_graph.offline import OfflineReader, OfflineRoot
 from rlm_graph.store import FolderStore
 from rlm_graph.trace import recording, schema
-from rlm_graph.trace.events import HEAD, full
+from rlm_graph.trace.compare import compare
+from rlm_graph.trace.events import ANSWER_HEAD, HEAD, full, shown, whole, without_texts
+from rlm_graph.trace.report import write_report
 
 TEXT = "some text\n" * 500
+KEY = "sk-" + "a1b2" * 10
 ROOT = scripted(
     "```repl probe\nprint('x' * 3000)\n```",
     "```repl chunk\nfound = llm_query_batched([f'part {i} ' + 'y' * 500 for i in range(3)])\n"
@@ -171,12 +175,65 @@ def test_a_file_is_its_owner_s_alone(recorded: Any) -> None:
 
 
 def test_what_looks_like_a_key_is_taken_out(scene: Any, tmp_path: Path) -> None:
-    key = "sk-" + "a1b2" * 10
-    root = scripted(f"```repl compose\nprint({key!r} + 'x' * 300)\nanswer['ready'] = True\n```")
+    root = scripted(f"```repl compose\nprint({KEY!r} + 'x' * 300)\nanswer['ready'] = True\n```")
     with tracing(tmp_path / "run.jsonl"):
         scene(root).rlm().invoke({"question": "?", "context": TEXT})
     output = read_trace(tmp_path / "run.jsonl").asked.outputs[0]
     assert output["stdout"]["head"].startswith("[key]")
+
+
+@pytest.fixture
+def with_a_key(scene: Any, tmp_path: Path) -> Path:
+    """A run with a key wherever a text may hold one, recorded as `held_out.jsonl` and as `texts.jsonl`."""
+    code = f"print({KEY!r})\nanswer.update(content={{'found': context[4:60]}}, citations=grep('key'), ready=True)"
+    form = {"title": "F", "type": "object", "properties": {"found": {"type": "string"}}, "required": ["found"]}
+    played = scene(scripted("no cell", f"It is {KEY}.\n```repl compose\n{code}\n```"))
+    rlm = played.rlm(checkpointer=InMemorySaver(), response_format=form)
+    given = {"question": f"What is {KEY} for?", "context": f"The key {KEY} opens it.\n" + TEXT}
+    with tracing(tmp_path / "held_out.jsonl"):
+        out = rlm.invoke(given, thread())
+    assert KEY in json.dumps(out["structured_response"]) and KEY in out["citations"][0]["quote"]
+    write_trace(rlm, thread(), tmp_path / "texts.jsonl", texts=True)
+    return tmp_path
+
+
+def test_no_key_stands_in_a_file_or_its_page_unless_texts_are_asked_for(with_a_key: Path) -> None:
+    held_out, texts = (with_a_key / f"{name}.jsonl" for name in ("held_out", "texts"))
+    for file in (held_out, texts):
+        write_report(file, file.with_suffix(".html"))
+    assert KEY not in held_out.read_text() and KEY not in held_out.with_suffix(".html").read_text()
+    run = read_trace(held_out).asked
+    assert run.run["question"] == "What is [key] for?" and run.answer["citations"][0]["quote"].startswith(
+        "The key [key]"
+    )
+    assert "print('[key]')" in shown(run.outputs[0]["code"]) and "[key]" in run.answer["structured_response"]["found"]
+    assert shown(run.turns[1]["reply"]).startswith("It is [key].")
+    assert "The key [key] opens it." in held_out.with_suffix(".html").read_text()
+    whole = texts.read_text()
+    assert whole.count(KEY) >= 6 and KEY in texts.with_suffix(".html").read_text()
+
+
+def test_a_cell_whose_key_was_taken_out_is_not_run_without_it(with_a_key: Path) -> None:
+    with pytest.raises(TraceError, match=r"cell 0 holds what looks like a key, which the file leaves out.*--texts"):
+        assert_replays(with_a_key / "held_out.jsonl")
+    assert_replays(with_a_key / "texts.jsonl")
+
+
+def test_what_a_file_leaves_out_makes_no_difference_to_a_comparison(with_a_key: Path) -> None:
+    pair = [read_trace(with_a_key / f"{name}.jsonl") for name in ("held_out", "texts")]
+    rows = compare(*pair)
+    assert [row.name for row in rows if row.differs] == []
+    told = {row.name: row.left for row in rows}
+    assert told["question"] == "What is [key] for?" and re.search(r"\(\d+ characters, hash \w{8}\)$", told["answer"])
+
+
+def test_what_is_no_text_of_its_own_is_cut_as_well() -> None:
+    long = {"rows": ["x" * 9_000, f"{'y' * (ANSWER_HEAD - 10)} {KEY}"], KEY: 1}
+    entry: Any = {"event": "answer", "answer": whole("a"), "warnings": [KEY], "structured_response": long}
+    held: Any = without_texts(entry)
+    assert held["structured_response"]["rows"][0].endswith("x… (9,000 characters)")
+    assert len(json.dumps(held)) < 2 * ANSWER_HEAD + 500
+    assert "sk-a" not in json.dumps(held)
 
 
 def test_a_refused_and_a_failed_call_are_told(scene: Any, tmp_path: Path) -> None:
@@ -331,7 +388,15 @@ def test_a_killed_run_leaves_a_trajectory_that_can_be_read_and_replayed(tmp_path
     run = read_trace(path).asked
     assert sorted(run.outputs) == [0, 1] and sorted(run.cells) == [0, 1, 2]
     assert len(run.replies) > 10 and run.answer is None
-    assert_replays(path, content_store=FolderStore(tmp_path / "home"))
+    store = FolderStore(tmp_path / "home")
+    assert_replays(path, content_store=store)
+    write_report(path, tmp_path / "run.html", content_store=store)
+    page = (tmp_path / "run.html").read_text("utf-8")
+    data = json.loads(page.partition('id="run">')[2].partition("</script>")[0])
+    assert data["question"] == run.run["question"] and not data["ended"]
+    (told,) = data["runs"]
+    assert [(cell["index"], cell["ended"]) for cell in told["cells"]] == [(0, True), (1, True), (2, False)]
+    assert [cell["code"]["text"] for cell in told["cells"]] == [full(run.cells[n]["code"]) for n in range(3)]
 
 
 def heard(rlm: Any, given: Any) -> tuple[list[str], list[str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlm_graph.trace.events import shown
+from rlm_graph import models
+from rlm_graph.trace.events import ANSWER_HEAD, Text, full, held_out, shown
 from rlm_graph.trace.trajectory import Trajectory
 
 
@@ -33,10 +34,10 @@ def _facts(trajectory: Trajectory) -> dict[str, str | None]:
     usage: dict[str, Any] = run.answer["usage"] if run.answer else {}
     cells = [output for output in run.outputs.values() if output["question"] == run.run["number"]]
     facts: dict[str, str | None] = {
-        "question": run.run["question"],
+        "question": models.without_keys(run.run["question"]),
         "context": ", ".join(f"{s['name']} ({s['chars']:,} characters)" for s in run.run["sources"][-1:]),
         "models": ", ".join(dict.fromkeys(run.run["models"])),
-        "answer": shown(run.answer["answer"]) if run.answer else None,
+        "answer": _answer(run.answer["answer"]) if run.answer else None,
         "stop reason": run.answer["stop_reason"] if run.answer else "not ended",
         "turns": _number(usage.get("turns", len(run.turns))),
         "cells": _number(len(cells)),
@@ -54,13 +55,20 @@ def _facts(trajectory: Trajectory) -> dict[str, str | None]:
     return facts
 
 
+def _answer(answer: Text) -> str:
+    """As a file without whole texts has it, so that one with them compares; the hash tells apart what is not shown."""
+    held = held_out(answer, ANSWER_HEAD)
+    if (text := full(held)) is not None:
+        return text
+    return f"{shown(held)}… ({held['chars']:,} characters, hash {held['hash'][:8]})"
+
+
 def _number(n: int | None) -> str | None:
     return None if n is None else f"{n:,}"
 
 
 def _coverage(coverage: Any) -> str | None:
     """The shares of the input, as far as they were worked out."""
-    if not isinstance(coverage, dict):
-        return None
-    shares = {name: value for name, value in coverage.items() if isinstance(value, int | float)}
-    return ", ".join(f"{name} {value:,.2f}" for name, value in shares.items()) or None
+    told = coverage if isinstance(coverage, dict) else {}
+    shares = [f"{name} {told[name]:.1%}" for name in ("scanned", "read") if isinstance(told.get(name), int | float)]
+    return ", ".join(shares) or None

@@ -28,9 +28,9 @@ ANSWER_HEAD = 4_000
 
 
 class Text(TypedDict):
-    """A text, whole where it is short or was asked for, else its beginning.
+    """A text, whole as `text` where it is short or was asked for; else its `head`.
 
-    A beginning has what looks like a key taken out.
+    A head is the beginning of the text, without what looks like a key; of a text that is not cut, all but that.
     """
 
     chars: int
@@ -83,7 +83,7 @@ class Turn(Said):
     id: str
     model: str
     reply: Text
-    """In a file always whole: it holds the cells."""
+    """In a file never cut: it holds the cells."""
     input_tokens: int
     output_tokens: int
     cost: float | None
@@ -99,7 +99,7 @@ class CellBegun(Said):
     turn: int
     phase: Phase
     code: Text
-    """In a file always whole."""
+    """In a file never cut."""
 
 
 class Output(Said):
@@ -217,8 +217,11 @@ class Header(TypedDict):
 Entry = Run | Turn | CellBegun | Output | Dispatch | Answered | Verdict | LimitReached | Answer
 Event = Entry | Progress
 
-_WHOLE = {"turn": ("reply",), "cell": ("code",), "output": ("code",)}
-"""Texts that a file always holds whole."""
+_UNCUT = {"turn": ("reply",), "cell": ("code",), "output": ("code",)}
+"""Texts that a file never cuts."""
+
+_PLAIN = ("citations", "structured_response", "warnings")
+"""What holds texts that are no `Text`."""
 
 _FILE_ONLY = {"run": ("models", "below", "limits"), "output": ("code", "context", "question", "report")}
 
@@ -277,32 +280,55 @@ def held_out(text: Text, head: int = HEAD) -> Text:
     full = text.get("text")
     if full is None:
         return text
-    shown = models.without_keys(full[:head])
+    # A key that the cut goes through is seen whole.
+    shown = models.without_keys(full[: head + models.KEY_CHARS])[:head]
     if len(full) <= head and shown == full:
         return text
     return {"chars": text["chars"], "hash": text["hash"], "head": shown}
 
 
+def beginning(text: str, most: int = ANSWER_HEAD) -> str:
+    """As `held_out`, of a text that is no `Text`: what is cut off is counted."""
+    shown = models.without_keys(text[: most + models.KEY_CHARS])
+    return shown if len(text) <= most else f"{shown[:most]}… ({len(text):,} characters)"
+
+
 def without_texts(entry: Entry, *, all: bool = False) -> Entry:
-    """An entry with its long texts held out: those that a file may do without, or all of them."""
-    kept = () if all else _WHOLE.get(entry["event"], ())
+    """An entry with its long texts held out, those that a file may do without, or all of them; and without keys."""
+    uncut = () if all else _UNCUT.get(entry["event"], ())
     head = ANSWER_HEAD if entry["event"] == "answer" and not all else HEAD
-    long = {name: cast(Text, value) for name, value in entry.items() if is_text(value) and name not in kept}
-    return cast(Entry, {**entry, **{name: held_out(text, head) for name, text in long.items()}})
+    held: dict[str, Any] = dict(entry)
+    for name, value in entry.items():
+        if name in _PLAIN:
+            held[name] = _beginnings(value)
+        elif is_text(value):
+            text = cast(Text, value)
+            held[name] = held_out(text, text["chars"] if name in uncut else head)
+    if entry["event"] == "run":
+        held["question"] = models.without_keys(entry["question"])
+    return cast(Entry, held)
+
+
+def _beginnings(value: Any) -> Any:
+    if isinstance(value, str):
+        return beginning(value)
+    if isinstance(value, Mapping):
+        return {beginning(str(key)): _beginnings(each) for key, each in value.items()}
+    return [_beginnings(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def event_of(entry: Entry, namespace: str) -> dict[str, Any]:
     """The entry as the stream shows it: bounded."""
-    event = dict(without_texts(entry, all=True))
+    event: dict[str, Any] = dict(without_texts(entry, all=True))
     for name in _FILE_ONLY.get(entry["event"], ()):
         event.pop(name, None)
     if entry["event"] == "run":
         sizes = ("name", "kind", "chars", "tokens", "items")
         event["sources"] = [{k: v for k, v in s.items() if k in sizes} for s in entry["sources"][-1:]]
-        event["question"] = models.without_keys(entry["question"][:HEAD])
+        event["question"] = event["question"][:HEAD]
     if entry["event"] == "answer":
         event = {k: v for k, v in event.items() if k not in {"citations", "coverage", "structured_response"}}
-        event["warnings"] = [models.without_keys(line[:HEAD]) for line in entry["warnings"][:5]]
+        event["warnings"] = [line[:HEAD] for line in event["warnings"][:5]]
     if entry["event"] == "reply":
         event["message"] = entry["message"][:HEAD]
     return {**event, "namespace": namespace}

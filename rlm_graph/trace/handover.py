@@ -17,7 +17,7 @@ from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.kernel.kernel import payload_of
 from rlm_graph.ledger import Limits
 from rlm_graph.store import default_store
-from rlm_graph.trace.events import full
+from rlm_graph.trace.events import shown
 from rlm_graph.trace.replay import run_again
 from rlm_graph.trace.trajectory import Trajectory
 from rlm_graph.tree import INLINE, Tree
@@ -64,7 +64,7 @@ async def state_at(
     sources = [await asyncio.to_thread(take_in, each, store) for each in held]
     number = told.run["number"]
     mine = [each for each in again.cells if each["question"] == number]
-    turns = [{"note": "", "reply": full(turn["reply"]) or ""} for turn in told.turns]
+    turns = [{"note": "", "reply": shown(turn["reply"])} for turn in told.turns]
     behind = [told.outputs[at] for at in sorted(told.outputs) if at >= cell]
     dropped = [each["phase"] for each in behind if mine and each["turn"] == mine[-1]["turn"]]
     drafts = [done.answer for done in again.done if done.answer is not None]

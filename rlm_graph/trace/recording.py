@@ -36,7 +36,7 @@ class Recording:
     Args:
         path: The file of the first question that is recorded; further ones go beside it, as `<name>-2.jsonl` and so
             on. A folder: a file for each, `<run>.<number>.jsonl`. None: no file.
-        texts: Whether prompts, replies and outputs are written whole.
+        texts: Whether prompts, replies and outputs are written whole, keys and all.
         tell: Is given each new entry, whole.
 
     Raises:
@@ -181,7 +181,8 @@ def tracing(
         path: The file; a further question inside goes beside it, as `run-2.jsonl` and so on. A folder that exists: a
             file for each question. A trajectory that is there already is replaced. None: no file, or where
             `RLM_GRAPH_TRACE` names a folder one there, texts and all.
-        texts: Whether prompts, replies and outputs are written whole, rather than by their beginning and hash.
+        texts: Whether prompts, replies and outputs are written whole, rather than by their beginning and hash; else
+            what looks like a key is left out everywhere.
         tell: Is given each entry as it is said, with its texts whole; what it raises, the run raises.
 
     Yields:

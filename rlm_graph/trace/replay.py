@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 from langchain_core.stores import BaseStore
 
@@ -25,9 +25,9 @@ from rlm_graph.trace.trajectory import RunTold, Trajectory, read_trace
 Store = BaseStore[str, bytes]
 
 MOST = Limits(cell_seconds=3_600.0, cell_output=1_000_000, kernel_memory=16_000_000_000)
-"""The most of this machine that a trajectory may ask for: it may come from anybody."""
+"""The most that a trajectory may ask for, of this machine and of models: it may come from anybody."""
 
-_OF_A_KERNEL = ("cell_seconds", "cell_output", "kernel_memory")
+_NAMES = tuple(field.name for field in fields(Limits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ def assert_replays(
 ) -> None:
     """Runs a recorded run again, without a model: a trajectory file as a regression test.
 
-    Every run of its tree runs in a kernel of its own, nested ones too. The context must still be where the file says
+    Every run of its tree runs in a kernel of its own, nested ones too; one that was answered directly has no cells, and
+    is the same. The context must still be where the file says
     that it is: in the content store, or in its files, unchanged.
 
     Args:
@@ -64,7 +65,7 @@ def assert_replays(
 
     Raises:
         AssertionError: It goes another way now; the message says where first.
-        TraceError: It cannot be replayed: no trajectory, or replies that are nowhere.
+        TraceError: It cannot be replayed: no trajectory, replies that are nowhere, or a cell without its key.
         ContextError: The context is gone or has changed.
 
     Example:
@@ -90,7 +91,7 @@ async def replay(trajectory: Trajectory, store: Store | None = None, isolation: 
         The first place where one goes another way than recorded, in words; None: nowhere.
 
     Raises:
-        TraceError: Replies are neither in the file nor in the store.
+        TraceError: Replies are neither in the file nor in the store, or a key was taken out of a cell.
         ContextError: The context is gone or has changed.
     """
     for id, run in trajectory.runs.items():
@@ -158,7 +159,7 @@ def _other_answer(run: RunTold, cells: list[Cell], reruns: Sequence[Rerun]) -> s
     if run.answer is None or run.answer["stop_reason"] == "direct":
         return None
     drafts = [rerun.done.answer for rerun in reruns if rerun.done.answer is not None]
-    turns = [{"note": "", "reply": full(turn["reply"]) or ""} for turn in run.turns]
+    turns = [{"note": "", "reply": _whole(turn["reply"], f"turn {n}")} for n, turn in enumerate(run.turns, 1)]
     first = next((at for at, cell in enumerate(cells) if cell["question"] == run.run["number"]), len(cells))
     start = {"question": run.run["number"], "turn": 0, "cell": first}
     state = cast(State, {"draft": drafts[-1] if drafts else None, "turns": turns, "journal": cells, "start": start})
@@ -183,6 +184,21 @@ def _known(recorded: Text, now: str) -> str:
     return text
 
 
+def _whole(text: Text, what: str) -> str:
+    """A text that a file never cuts.
+
+    Raises:
+        TraceError: A key was taken out of it.
+    """
+    known = full(text)
+    if known is None:
+        raise TraceError(
+            f"{what} holds what looks like a key, which the file leaves out, so it cannot run again: record the run "
+            "with whole texts (--texts, or texts=True)"
+        )
+    return known
+
+
 def _now(cell: Cell, rerun: Rerun | None) -> Cell:
     return cell if rerun is None else {**cell, "stdout": rerun.done.stdout, "error": rerun.done.error}
 
@@ -194,7 +210,7 @@ def _cell(output: Output) -> Cell:
         "index": output["index"],
         "turn": output["turn"],
         "phase": output["phase"],
-        "code": full(output["code"]) or "",
+        "code": _whole(output["code"], f"cell {output['index']}"),
         "stdout": shown(output["stdout"]),
         "error": None if error is None else shown(error),
         "context": output["context"],
@@ -225,21 +241,33 @@ def _work(run: RunTold, journal: list[Cell]) -> Work:
     )
 
 
-def _options(run: RunTold, isolation: Isolation) -> KernelOptions:
-    """The bounds of the kernel that the run had, as far as a file may set them. What keeps its code in, it may not.
+def limits_of(run: RunTold) -> Limits:
+    """The limits that the run had, as far as a file may set them: `MOST`.
 
     Raises:
         TraceError: They are no limits.
     """
     told = run.run["limits"]
     try:
-        had = Limits(**{name: told[name] for name in _OF_A_KERNEL if name in told})  # type: ignore[arg-type]
+        had = Limits(**{name: value for name, value in told.items() if name in _NAMES})  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise TraceError(f"the limits of run {run.run['run'][:8]} are none: {error}") from error
+    return Limits(**{name: _narrower(getattr(MOST, name), getattr(had, name)) for name in _NAMES})
+
+
+def _narrower(most: float | None, had: float | None) -> Any:
+    if most is None or had is None:
+        return had if most is None else most
+    return type(most)(min(most, had))
+
+
+def _options(run: RunTold, isolation: Isolation) -> KernelOptions:
+    """The bounds of the kernel that the run had. What keeps its code in, a file may not say."""
+    had = limits_of(run)
     return KernelOptions(
-        cell_seconds=min(MOST.cell_seconds, had.cell_seconds),
-        cell_output=int(min(MOST.cell_output, had.cell_output)),
-        kernel_memory=int(min(MOST.kernel_memory, had.kernel_memory)),
+        cell_seconds=had.cell_seconds,
+        cell_output=had.cell_output,
+        kernel_memory=had.kernel_memory,
         isolation=isolation,
     )
 

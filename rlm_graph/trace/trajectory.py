@@ -158,7 +158,8 @@ def write_trace(
         rlm: What `create_rlm` returned, with a checkpointer.
         config: The thread, and the checkpoint where it is not the latest.
         path: The file; a trajectory that is there already is replaced.
-        texts: Whether replies and outputs are written whole, rather than by their beginning and hash.
+        texts: Whether replies and outputs are written whole, rather than by their beginning and hash; else what looks
+            like a key is left out everywhere.
         content_store: The one that the graph was made with, where it was made with one.
 
     Raises:

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rlm_graph.trace.events import Answered, CellBegun, Output, Text, Turn, shown
+from rlm_graph import models
+from rlm_graph.trace.events import Answered, CellBegun, Output, Text, Turn, beginning, shown
 from rlm_graph.trace.trajectory import RunTold, Trajectory
 
 AROUND = 400
@@ -51,7 +52,7 @@ def view(trajectory: Trajectory, texts: Mapping[str, str]) -> dict[str, Any]:
         "context": {name: source.get(name) for name in ("name", "kind", "chars", "tokens", "items")},
         "usage": dict(end.get("usage") or {}),
         "spent": _spent(runs),
-        "citations": [_cited(citation, texts) for citation in citations],
+        "citations": [_cited(citation, texts, whole=trajectory.header["texts"]) for citation in citations],
         "coverage": {name: coverage.get(name) for name in ("scanned", "read")},
         "unread": list(coverage.get("unread") or ()),
         "unread_more": coverage.get("unread_more", 0),
@@ -208,11 +209,16 @@ def _marks(citations: Iterable[Mapping[str, Any]], sizes: Mapping[str, int], par
     return marks
 
 
-def _cited(citation: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """A citation with what stands around it in its source, where that can be read and has not changed."""
+def _cited(citation: Mapping[str, Any], texts: Mapping[str, str], *, whole: bool) -> dict[str, Any]:
+    """A citation with what stands around it in its source, where that can be read and has not changed.
+
+    Where the file is not `whole`, what looks like a key is left out around it too.
+    """
     text, start, end = texts.get(str(citation["source"]), ""), citation["start"], citation["end"]
-    found = text[start:end] == citation["quote"]
+    found = citation["quote"] in (text[start:end], beginning(text[start:end]))
     before, after = (text[max(0, start - AROUND) : start], text[end : end + AROUND]) if found else ("", "")
+    if not whole:
+        before, after = models.without_keys(before), models.without_keys(after)
     return {**{name: citation[name] for name in ("source", "start", "end", "quote")}, "before": before, "after": after}
 
 
