@@ -25,6 +25,7 @@ from langgraph.constants import TAG_NOSTREAM
 
 from rlm_graph.errors import ModelError
 from rlm_graph.identity import content_hash
+from rlm_graph.state import Asked
 
 T = TypeVar("T")
 _KEY_LIKE = re.compile(
@@ -306,7 +307,19 @@ async def in_threads(asked: Runnable[Any, T], given: Any, config: RunnableConfig
 
 def named(config: RunnableConfig, name: str, **metadata: Any) -> RunnableConfig:
     """The configuration under which a trace shows what is done by its name, with what it belongs to."""
-    return {**config, "run_name": name, "metadata": {**(config.get("metadata") or {}), **metadata}}
+    return {**noted(config, **metadata), "run_name": name}
+
+
+def noted(config: RunnableConfig, **metadata: Any) -> RunnableConfig:
+    """The configuration under which a trace shows of what is done, and of all below it, what it belongs to."""
+    return {**config, "metadata": {**(config.get("metadata") or {}), **metadata}}
+
+
+def noted_call(config: RunnableConfig, asked: Asked) -> RunnableConfig:
+    """The same for one call: its id, and where what it is about stands."""
+    place = asked["place"]
+    span = dict(zip(("rlm_source", "rlm_start", "rlm_end"), place, strict=True)) if place else {}
+    return noted(config, rlm_call=asked["id"], **span)
 
 
 def unheard(config: RunnableConfig) -> RunnableConfig:

@@ -61,6 +61,10 @@ CallKind = Literal["llm", "rlm", "tool", "sub"]
 """A plain call, a nested RLM, one of the user's tools, one structured ask of `sub_call(…)`."""
 
 
+Place = tuple[str | int, int, int]
+"""Source, start and end of a part of the context."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request of the running cell's for an answer.
@@ -78,6 +82,8 @@ class Call:
     chunk and how its answer is to look."""
     model: str | None = None
     group: int = 0
+    place: Place | None = None
+    """Where what it is about stands, as far as the kernel says; it is shown to who watches, and no part of the id."""
 
 
 class Asked(TypedDict):
@@ -90,6 +96,7 @@ class Asked(TypedDict):
     context: Any
     nth: int
     """How many equal calls came before it in its cell."""
+    place: Place | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +285,7 @@ class NestedCall(TypedDict):
     source: Source
     share: Budget | None
     """What one that runs elsewhere may come to."""
+    place: Place | None
 
 
 class Output(TypedDict, total=False):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import add
+from pathlib import Path
 from typing import Annotated, Any
 
 from langchain_core.callbacks import UsageMetadataCallbackHandler
@@ -20,6 +22,7 @@ from langgraph.types import CachePolicy, Command
 from typing_extensions import TypedDict
 
 from model_server import Request, scripted
+from rlm_graph import read_trace, tracing
 from rlm_graph.state import Input, Output, State
 
 ASKS = scripted(
@@ -163,6 +166,43 @@ def nested(request: Request) -> str:
     return "blue"
 
 
+LINES = "".join(f"line {n:02} has a reef or a pier in it\n" for n in range(40))
+
+
+RESULT = {"answer": "a reef", "quotes": ["a reef or a pier"], "confidence": 1}
+
+
+def test_a_trace_tells_a_call_from_another_and_where_what_it_is_about_stands(
+    scene: Callable[..., Any], tmp_path: Path
+) -> None:
+    code = (
+        "lines = grep('line')\nsub_call(lines[:2], 'What?')\nsub_call(lines[4:6], 'What?', pack=True)\n"
+        "llm_query(lines[2])\nllm_query('What? ' + lines[3])\nFINAL(rlm_query('What?', context=lines[6]))"
+    )
+    answer = json.dumps({"results": [{"id": id, **RESULT} for id in "12"]})
+    deep = "```repl compose\nFINAL(llm_query('What? ' + context))\n```"
+    s = scene(scripted(f"```repl chunk\n{code}\n```"), lambda r: deep if len(r.messages) > 1 else answer)
+    tracer = Tracer()
+    with tracing(tmp_path / "run.jsonl", texts=True):
+        s.rlm().invoke({"question": "What?", "context": LINES}, {"callbacks": [tracer]})
+    runs, told = list(all_runs(tracer.runs)), read_trace(tmp_path / "run.jsonl")
+    calls = [run for run in runs if run.name == "sub_call" and run.run_type == "llm"]
+    asked = [reply["id"] for each in told.runs.values() for reply in each.replies.values() if reply["model"]]
+    assert sorted(run.metadata["rlm_call"] for run in calls) == sorted(asked)
+    own = [run.metadata for run in calls if run.metadata["rlm_run"] == told.top]
+    assert {m["rlm_cell"] for m in own} == {0}
+    size = len(LINES) // 40
+    places = {tuple(m.get(f"rlm_{name}") for name in ("source", "start", "end")) for m in own}
+    spans = [(0, size - 1), (size, 2 * size - 1), (2 * size, 3 * size - 1), (4 * size, 6 * size - 1)]
+    # What was put together by hand knows no place.
+    assert places == {("text", start, end) for start, end in spans} | {(None, None, None)}
+    inside = [run for run in runs if "rlm_within_start" in run.metadata]
+    assert {run.name for run in inside} >= {"load", "root", "cell 0", "sub_call"}
+    assert {run.metadata["rlm_within_start"] for run in inside} == {6 * size}
+    ours = [{k: v for k, v in run.metadata.items() if k.startswith("rlm_")} for run in runs]
+    assert max(len(json.dumps(each)) for each in ours) < 400
+
+
 def test_a_trace_shows_every_phase_cell_and_call_by_name_and_usage_is_counted_once(scene: Callable[..., Any]) -> None:
     s = scene(scripted("```repl compose\nFINAL(rlm_query('Which colour?', context=context[:20]))\n```"), nested)
     parent = StateGraph(MessagesState).add_node("reader", s.rlm(name="reader")).add_edge(START, "reader").compile()
@@ -177,6 +217,10 @@ def test_a_trace_shows_every_phase_cell_and_call_by_name_and_usage_is_counted_on
     assert sorted(models) == [("root", 0), ("root", 1), ("sub_call", 2)]
     cells = [run for run in runs if run.name == "cell 0"]
     assert {(run.metadata["rlm_depth"], run.metadata["rlm_phase"]) for run in cells} == {(0, "compose"), (1, "compose")}
+    # A nested run has the id of its call, and all that belongs to it says so.
+    (child,) = {run.metadata["rlm_run"] for run in runs if run.name == "reader_1"}
+    of_it = [(run.name, run.metadata.get("rlm_cell")) for run in runs if run.metadata.get("rlm_run") == child]
+    assert {("reader_1", None), ("load", None), ("root", None), ("cell 0", 0), ("sub_call", 0)} <= set(of_it)
 
     counted = {name: sum(u[name] for u in usage.usage_metadata.values()) for name in ("input_tokens", "output_tokens")}
     said = out["messages"][-1].usage_metadata

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, cast, get_args
 
-from ..state import Call, CallKind, Done
+from ..state import Call, CallKind, Done, Place
 from .inside.bound import LATE_CHARACTERS, bounded, clean
 from .inside.frames import Malformed
 from .inside.reading import PARTS
@@ -37,9 +37,9 @@ def read_calls(arg: Any) -> list[Call]:
 
 
 def _read_call(row: Any) -> Call:
-    if not (isinstance(row, list) and len(row) == 6):
-        raise Malformed("a call without its six fields")
-    number, kind, prompt, context, model, group = row
+    if not (isinstance(row, list) and len(row) == 7):
+        raise Malformed("a call without its seven fields")
+    number, kind, prompt, context, model, group, place = row
     if not (
         type(number) is int
         and isinstance(kind, str)
@@ -49,7 +49,14 @@ def _read_call(row: Any) -> Call:
         and type(group) is int
     ):
         raise Malformed("a call with fields of the wrong type")
-    return Call(number, cast(CallKind, kind), prompt, context, model, group)
+    return Call(number, cast(CallKind, kind), prompt, context, model, group, _read_place(place))
+
+
+def _read_place(value: Any) -> Place | None:
+    if not _is_span(value):
+        return None
+    source, start, end = value
+    return (source[:_NAME_LIMIT] if isinstance(source, str) else source), start, end
 
 
 def weigh(call: Call) -> int:

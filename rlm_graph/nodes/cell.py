@@ -121,7 +121,8 @@ async def run_cell(
         return await _run(state, work, tree, settings, reported)
 
     cell: Runnable[str, dict[str, Any]] = RunnableLambda(run)
-    shown = models.named(config, f"cell {work.index}", rlm_depth=depth, rlm_phase=work.phase)
+    at: dict[str, Any] = {"rlm_run": work.run, "rlm_depth": depth, "rlm_cell": work.index, "rlm_phase": work.phase}
+    shown = models.named(config, f"cell {work.index}", **at)
     return await cell.ainvoke(work.cell or "", shown)
 
 

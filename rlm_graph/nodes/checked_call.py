@@ -20,7 +20,7 @@ def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableCon
     """Who answers the structured asks of an RLM at `depth`. The reply is raw: `verify` reads and checks it."""
     model, cache = settings.model(depth + 1), settings.cache
     name, settings_hash = models.name_of(model), models.settings_hash(model)
-    shown = models.unheard(models.named(config, "sub_call", rlm_depth=depth + 1))
+    shown = models.unheard(models.named(config, "sub_call"))
 
     async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
         prompt = checks.prompt_of(asked["prompt"], asked["context"])
@@ -38,7 +38,8 @@ def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableCon
         try:
             async with paid.place(tree, settings, depth + 1, asked["id"], messages) as place:
                 tries = settings.limits.max_retries
-                asking = models.ask_structured(model, messages, form, shown, place.threads, tries, place.reply)
+                noted = models.noted_call(shown, asked)
+                asking = models.ask_structured(model, messages, form, noted, place.threads, tries, place.reply)
                 message, text = await tree.in_time(asking)
         except (GraphBubbleUp, NoRoom):
             raise

@@ -93,14 +93,22 @@ def prompt_of(call: Call) -> str:
 
 def asked_of(kernel: Kernel, id: str) -> Asked:
     """A waiting call as it stands in the batch of an `ask` task."""
-    call, nth = kernel.waiting[id], kernel.nth[id]
+    call = kernel.waiting[id]
+    asked: Asked = {
+        "id": id,
+        "kind": "llm",
+        "prompt": prompt_of(call),
+        "context": None,
+        "nth": kernel.nth[id],
+        "place": call.place,
+    }
     if call.kind == "sub":
         attempt = kernel.attempts[id]
-        nth = _nth(kernel, id)
-        return {"id": attempt.id, "kind": "sub", "prompt": attempt.prompt, "context": attempt.context, "nth": nth}
+        about: Any = {"prompt": attempt.prompt, "context": attempt.context}
+        return {**asked, "id": attempt.id, "kind": "sub", **about, "nth": _nth(kernel, id)}
     if call.kind == "tool":
-        return {"id": id, "kind": "tool", "prompt": call.prompt, "context": call.context, "nth": nth}
-    return {"id": id, "kind": "llm", "prompt": prompt_of(call), "context": None, "nth": nth}
+        return {**asked, "kind": "tool", "prompt": call.prompt, "context": call.context}
+    return asked
 
 
 def paid_as(kernel: Kernel, id: str) -> str:
@@ -328,7 +336,8 @@ async def _nest(kernel: Kernel, id: str, tree: Tree, settings: Settings, parts: 
         pool.prepare(id, settings.kernel_options(), parent=kernel.run)
     else:
         share = tree.ledger.lend(id, parts)
-    return await tree.put({"id": id, "question": question, "source": source, "share": share})
+    place = kernel.waiting[id].place
+    return await tree.put({"id": id, "question": question, "source": source, "share": share, "place": place})
 
 
 def groups(calls: Mapping[str, Call], ids: Iterable[str], again: Container[str] = ()) -> list[list[str]]:

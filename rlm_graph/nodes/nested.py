@@ -42,7 +42,7 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
         async def answer(call: NestedCall, tree: str) -> Output:
             def run() -> Output:
                 try:
-                    return child.invoke(_input(call, tree), config)
+                    return child.invoke(_input(call, tree), _shown(config, call, depth))
                 finally:
                     stopping.end(call["id"])
 
@@ -58,7 +58,7 @@ def nested(settings: Settings, depth: int, child: CompiledStateGraph[Any, Any, A
 
     async def astep(state: SubCall, config: RunnableConfig) -> dict[str, Any]:
         async def answer(call: NestedCall, tree: str) -> Output:
-            return await child.ainvoke(_input(call, tree), config)
+            return await child.ainvoke(_input(call, tree), _shown(config, call, depth))
 
         with at_work():
             return await _settled(settings, depth, state, config, answer)
@@ -93,7 +93,14 @@ async def _settled(
             tree.ledger.note_reserved([id])
             known = await tree.replies([id])
             if id not in known:
-                asked: Asked = {"id": id, "kind": "rlm", "prompt": call["question"], "context": None, "nth": 0}
+                asked: Asked = {
+                    "id": id,
+                    "kind": "rlm",
+                    "prompt": call["question"],
+                    "context": None,
+                    "nth": 0,
+                    "place": call["place"],
+                }
                 tree.log.asks(asked_by(state, depth), {id: asked})
                 known[id], usage = await _within_limits(settings, depth, kernel, tree, call, answer)
                 if call["share"] is None or usage is None:
@@ -128,6 +135,17 @@ async def _within_limits(
 
 def _input(call: NestedCall, tree: str) -> NestedInput:
     return {"question": call["question"], "sources": [call["source"]], "run": call["id"], "tree": tree}
+
+
+def _shown(config: RunnableConfig, call: NestedCall, depth: int) -> RunnableConfig:
+    """What a trace shows of a nested run, and of all in it.
+
+    Where its text stands has other names than for a call: all in it inherit them, and have places in that text.
+    """
+    place = call["place"]
+    names = ("rlm_within_source", "rlm_within_start", "rlm_within_end")
+    within = dict(zip(names, place, strict=True)) if place else {}
+    return models.noted(config, rlm_run=call["id"], rlm_depth=depth + 1, **within)
 
 
 async def while_wanted(kernel: Kernel | None, tree: Tree, answered: Coroutine[Any, Any, Replied]) -> Replied:

@@ -26,25 +26,27 @@ def plain_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfi
     """Who answers the plain calls of an RLM at `depth`: the model one level deeper, or the cache."""
     model, cache = settings.model(depth + 1), settings.cache
     name, settings_hash = models.name_of(model), models.settings_hash(model)
-    shown = models.unheard(models.named(config, "sub_call", rlm_depth=depth + 1))
+    shown = models.unheard(models.named(config, "sub_call"))
 
     async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
         if cache is None:
-            return await from_model(asked["id"], asked["prompt"])
+            return await from_model(asked)
         # Equal prompts of one cell have an entry each.
         key = (("rlm_graph",), content_hash([settings_hash, asked["prompt"], asked["nth"]]))
         known = await cache.aget([key])
         if key in known:
             return Reply(text=known[key]), None
-        reply, spent = await from_model(asked["id"], asked["prompt"])
+        reply, spent = await from_model(asked)
         if reply.text is not None:
             await cache.aset({key: (reply.text, None)})
         return reply, spent
 
-    async def from_model(id: str, prompt: str) -> tuple[Reply, Spent | None]:
+    async def from_model(asked: Asked) -> tuple[Reply, Spent | None]:
+        prompt = asked["prompt"]
         messages = [HumanMessage(prompt)]
         try:
-            message, spent = await paid.ask(tree, settings, depth + 1, id, messages, shown)
+            noted = models.noted_call(shown, asked)
+            message, spent = await paid.ask(tree, settings, depth + 1, asked["id"], messages, noted)
         except GraphBubbleUp:
             raise
         except NoRoom as no_room:

@@ -124,7 +124,7 @@ async def root_reply(
         return known
     began = time.monotonic()
     try:
-        shown = models.named(config, "root", rlm_depth=depth)
+        shown = models.named(config, "root", rlm_run=run, rlm_depth=depth)
         reply, spent = await paid.ask(tree, settings, depth, id, messages, shown, turn=True)
     except NoRoom:
         raise

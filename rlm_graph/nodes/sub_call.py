@@ -72,7 +72,8 @@ def ask(settings: Settings, depth: int) -> Node:
         async with working_on(state["run"]) as hold:
             hold.take(pool.live_kernel(state["kernel"]))
             tree = await tree_of(state["tree"], settings.limits, settings.store, config)
-            asking = _Asking(state, settings, depth, tree, config, hold.kernel)
+            shown = models.noted(config, rlm_run=state["run"], rlm_cell=state["cell"], rlm_depth=depth + 1)
+            asking = _Asking(state, settings, depth, tree, shown, hold.kernel)
             try:
                 with among_siblings(None if "allowance" in state else hold.kernel):
                     if batch := state.get("batch"):

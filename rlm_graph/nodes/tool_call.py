@@ -5,7 +5,7 @@ from __future__ import annotations
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphInterrupt
 
-from rlm_graph import prompts
+from rlm_graph import models, prompts
 from rlm_graph.ledger import Spent
 from rlm_graph.nodes.plain_call import Answer
 from rlm_graph.settings import Settings
@@ -24,7 +24,8 @@ def tool_call(settings: Settings, tree: Tree, config: RunnableConfig) -> Answer:
             return Reply(error="ToolError", message=prompts.NO_SUCH_TOOL.format(name=asked["prompt"][:60])), None
         try:
             async with tree.slot() as threads:
-                return await call_tool(tool, asked["context"], asked["id"], config, threads), None
+                shown = models.noted_call(config, asked)
+                return await call_tool(tool, asked["context"], asked["id"], shown, threads), None
         except GraphInterrupt:
             if tree.lasting:
                 raise

@@ -55,12 +55,13 @@ _TYPES = {each.__name__: each for each in _ERRORS}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call, checked and ready to be sent."""
+    """One call, checked and ready to be sent. `place`: where what it is about stands, where that is known."""
 
     kind: str
     prompt: str
     context: Any
     model: str | None
+    place: list[Any] | None = None
 
 
 class Batch:
@@ -172,7 +173,7 @@ class Calls:
         group = next(self._groups)
         numbers = [next(self._numbers) for _ in requests]
         rows = [
-            row([number, each.kind, each.prompt, each.context, each.model, group])
+            row([number, each.kind, each.prompt, each.context, each.model, group, each.place])
             for number, each in zip(numbers, requests, strict=True)
         ]
         for position, number in enumerate(numbers):

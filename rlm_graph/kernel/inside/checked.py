@@ -9,7 +9,7 @@ from json import loads
 from typing import Any, ClassVar
 
 from .calls import Calls, Request, SubCallError
-from .pieces import Piece, Places
+from .pieces import Piece, Places, place_of
 from .values import json_like, plain_text
 
 PACKED_TOKENS = 16_000
@@ -87,6 +87,7 @@ def sub_call_names(
                 plain_text(task),
                 {"texts": {str(n): plain_text(texts[at]) for n, at in enumerate(group, 1)}, **ask},
                 None if model is None else str(model),
+                place_of(*(texts[at] for at in group)),
             )
             for group in groups
         ]

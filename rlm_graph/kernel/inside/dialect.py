@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from .calls import BudgetExceeded, Calls, PromptTooLong, Request, SubCallError, ToolError
+from .pieces import place_of
 from .values import json_like, plain_text
 
 
@@ -116,7 +117,7 @@ def exit_names() -> dict[str, Any]:
 
 
 def _llm(name: str, prompt: Any, model: Any) -> Request:
-    return Request("llm", _text(name, "prompt", prompt), None, _model(name, model))
+    return Request("llm", _text(name, "prompt", prompt), None, _model(name, model), place_of(prompt))
 
 
 def _rlm(name: str, question: Any, context: Any, model: Any) -> Request:
@@ -127,12 +128,15 @@ def _rlm(name: str, question: Any, context: Any, model: Any) -> Request:
         raise TypeError(
             f"{name} takes a str, a list, a dict or documents as context, not one with {error} in it"
         ) from None
-    return Request("rlm", text, value, _model(name, model))
+    place = place_of(*context) if isinstance(context, list) else place_of(context)
+    return Request("rlm", text, value, _model(name, model), place)
 
 
 def _llm_batch(name: str, prompts: Any, model: Any) -> list[Request]:
     items, model = _items(name, "prompts", prompts), _model(name, model)
-    return [Request("llm", _text(name, f"prompts[{i}]", item), None, model) for i, item in enumerate(items)]
+    return [
+        Request("llm", _text(name, f"prompts[{i}]", item), None, model, place_of(item)) for i, item in enumerate(items)
+    ]
 
 
 def _rlm_batch(name: str, questions: Any, contexts: Any, model: Any) -> list[Request]:

@@ -111,6 +111,14 @@ class Piece(str):
         return first, middle, last
 
 
+def place_of(*texts: Any) -> list[Any] | None:
+    """Source, start and end of the part that texts are from; None where that is not known, or sources are several."""
+    pieces = [text for text in texts if isinstance(text, Piece)]
+    if not pieces or len(pieces) < len(texts) or any(piece.source != pieces[0].source for piece in pieces):
+        return None
+    return [pieces[0].source, min(piece.start for piece in pieces), max(piece.end for piece in pieces)]
+
+
 class View(str):
     """A text that a cell's last line shows as it is, without quotes and escapes."""
 
