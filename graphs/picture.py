@@ -37,6 +37,9 @@ RUN, TERMINAL, REPORT = FOLDER / "run.jsonl", FOLDER / "terminal.svg", FOLDER / 
 REPORT_OF = FOLDER / "report.sha256"
 """Hash of the page that `REPORT` shows: pixels differ from browser to browser, the page does not."""
 
+LIMITS = {"of": "max_calls", "of_tokens": "max_tokens", "of_cost": "max_cost"}
+"""Limits by the names that progress tells them by."""
+
 MOMENT = 0.5
 """Share of the calls that have been answered in the terminal's picture."""
 
@@ -76,7 +79,7 @@ def terminal(run: Trajectory) -> str:
         "asked": sum(reply["asked"] <= now for reply in replies),
         "done": len(done),
         "failed": sum(reply["status"] != "answered" for reply in done),
-        "of": (told.run.get("limits") or {}).get("max_calls"),
+        **{name: told.run["limits"][limit] for name, limit in LIMITS.items()},
         "cost": None,
         **{name: sum(e[name] for e in [*told.turns, *done]) for name in ("input_tokens", "output_tokens")},  # type: ignore[literal-required]
     }

@@ -137,10 +137,22 @@ def said_of(view: View) -> str:
     said = [f"{calls['done']:,} of {counted(calls['asked'], 'call')} done"]
     said += [f"{calls['failed']:,} failed"] if calls["failed"] else []
     said += [f"{view.again:,} asked again"] if view.again else []
-    said.append(counted(calls["input_tokens"] + calls["output_tokens"], "token"))
-    said += [f"${calls['cost']:,.2f}"] if calls["cost"] is not None else []
-    said.append(f"limit {calls['of']:,}")
+    tokens, most = calls["input_tokens"] + calls["output_tokens"], calls["of_tokens"]
+    said.append(f"{_short(tokens)} {f'of {_short(most)} ' if most is not None else ''}tokens")
+    if calls["cost"] is not None:
+        said.append(
+            f"${calls['cost']:,.2f}" + (f" of ${calls['of_cost']:,.2f}" if calls["of_cost"] is not None else "")
+        )
+    if most is None and calls["of_cost"] is None:
+        said.append(f"limit {calls['of']:,}")
     return ", ".join(said)
+
+
+def _short(n: int) -> str:
+    if n < 10_000:
+        return f"{n:,}"
+    size, unit = (n / 1_000, "k") if n < 1_000_000 else (n / 1_000_000, "M")
+    return f"{size:.1f}".removesuffix(".0") + unit
 
 
 @contextmanager
@@ -179,7 +191,8 @@ def rendered(view: View, console: Console) -> RenderableType:
     bar: list[RenderableType] = []
     if said:
         bar = [ProgressBar(total=view.calls["asked"], completed=view.calls["done"], width=max(8, console.width // 8))]
-    foot.add_row(*bar, Text(f"{said}, {elapsed}" if said else elapsed, no_wrap=True, overflow="ellipsis"))
+    # Where the row is too short for all of it, it goes on in another.
+    foot.add_row(*bar, Text(f"{said}, {elapsed}" if said else elapsed))
     return Group(*rows, foot)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -14,9 +15,10 @@ from typing import Any
 
 import pyte
 import pytest
+from rich.console import Console
 
 from model_server import Answer, ModelServer, Request, by_model, scripted
-from rlm_graph.live import View, first_line, lines, said_of
+from rlm_graph.live import View, first_line, lines, rendered, said_of
 
 BIG = "The word is kiwi.\n" + "nothing here\n" * 6_000
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 [bold]\u202edlot"
@@ -193,8 +195,35 @@ def test_two_hundred_nested_runs_fit_a_small_terminal() -> None:
 
 def test_the_calls_are_told_with_what_failed_what_was_asked_again_and_the_cost() -> None:
     told = {"asked": 1_200, "done": 700, "failed": 3, "of": 2_000, "input_tokens": 9_000, "output_tokens": 1_000}
-    view = view_of(event("verdict", uncertain=4), event("progress", cost=1.234, **told))
-    assert said_of(view) == ("700 of 1,200 calls done, 3 failed, 4 asked again, 10,000 tokens, $1.23, limit 2,000")
+    view = view_of(event("verdict", uncertain=4), progress(cost=1.234, **told))
+    assert said_of(view) == "700 of 1,200 calls done, 3 failed, 4 asked again, 10k tokens, $1.23, limit 2,000"
+
+
+def progress(**told: Any) -> dict[str, Any]:
+    calls = {"asked": 40, "done": 20, "failed": 0, "of": 1_000, "of_tokens": None, "of_cost": None}
+    return event("progress", **{**calls, "input_tokens": 900, "output_tokens": 100, "cost": None, **told})
+
+
+def test_cost_and_tokens_are_told_with_the_limit_that_was_set() -> None:
+    def said(**told: Any) -> str:
+        return said_of(view_of(progress(**told))).removeprefix("20 of 40 calls done, ")
+
+    assert said() == "1,000 tokens, limit 1,000"
+    assert said(cost=0.12, of_cost=1.0) == "1,000 tokens, $0.12 of $1.00"
+    assert said(of_tokens=70_000, input_tokens=12_345) == "12.4k of 70k tokens"
+    assert said(cost=0.12, of_cost=1.0, of_tokens=2_500_000) == "1,000 of 2.5M tokens, $0.12 of $1.00"
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_all_that_is_told_of_the_calls_is_on_the_screen(columns: int) -> None:
+    told = {"asked": 12_000, "done": 7_000, "failed": 31, "cost": 10.5, "of_cost": 20.0, "of_tokens": 9_000_000}
+    view = view_of(event("verdict", uncertain=401), progress(input_tokens=1_200_000, **told))
+    console = Console(width=columns, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(rendered(view, console))
+    rows = console.file.getvalue().splitlines()
+    assert max(map(len, rows)) <= columns and "━" in rows[1]
+    foot = " ".join(row.strip("━╸╺ ") for row in rows[1:])
+    assert foot == ("7,000 of 12,000 calls done, 31 failed, 401 asked again, 1.2M of 9M tokens, $10.50 of $20.00, 0 s")
 
 
 def test_a_row_is_of_printable_characters_alone() -> None:

@@ -112,6 +112,7 @@ def test_progress_counts_calls_tokens_and_cost_of_the_tree_against_the_limit(rec
     _, events, state = recorded
     last = [e for e in events if e["event"] == "progress"][-1]
     assert (last["asked"], last["done"], last["failed"], last["of"]) == (5, 5, 0, 1_000)
+    assert (last["of_tokens"], last["of_cost"]) == (None, None)
     assert 0 < last["input_tokens"] < state["usage"]["input_tokens"]
     assert "cost" in last
 
@@ -239,12 +240,13 @@ def test_what_is_no_text_of_its_own_is_cut_as_well() -> None:
 def test_a_refused_and_a_failed_call_are_told(scene: Any, tmp_path: Path) -> None:
     code = "for n in range(3):\n    try:\n        llm_query(f'{n}')\n    except SubCallError as e:\n        print(e)\n"
     root = scripted(f"```repl compose\n{code}answer['ready'] = True\n```")
-    rlm = scene(root, lambda request: Answer(status=400, text="no")).rlm(limits=Limits(max_calls=1))
+    rlm = scene(root, lambda request: Answer(status=400, text="no")).rlm(limits=Limits(max_calls=1, max_tokens=90_000))
     with tracing(tmp_path / "run.jsonl"):
         events = streamed(rlm, {"question": "?", "context": TEXT})
     statuses = [r["status"] for r in read_trace(tmp_path / "run.jsonl").asked.replies.values()]
     assert statuses == ["SubCallError", "BudgetExceeded", "BudgetExceeded"]
     assert [e["limit"] for e in events if e["event"] == "limit"] == ["max_calls"]
+    assert {(e["of"], e["of_tokens"]) for e in events if e["event"] == "progress"} == {(1, 90_000)}
 
 
 def test_a_second_question_has_a_file_of_its_own_with_the_cells_before_it(scene: Any, tmp_path: Path) -> None:

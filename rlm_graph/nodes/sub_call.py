@@ -264,7 +264,7 @@ class _Asking:
             self.kernel.deliver(replies)
 
     def show_progress(self, *, at_once: bool = False) -> None:
-        show_progress(self.tree, self.state["run"], self.depth, self.settings.limits, at_once=at_once)
+        show_progress(self.tree, self.state["run"], self.depth, at_once=at_once)
 
     def cancel(self) -> None:
         for task in self.in_flight:

@@ -142,6 +142,9 @@ class Progress(Said):
     failed: int
     of: int
     """`max_calls`."""
+    of_tokens: int | None
+    of_cost: float | None
+    """`max_tokens` and `max_cost`; None: not limited."""
     input_tokens: int
     output_tokens: int
     cost: float | None

@@ -12,7 +12,6 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config, get_stream_writer
 
-from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.trace import events, said
@@ -61,13 +60,13 @@ def show(entry: events.Entry) -> None:
     get_stream_writer()(events.event_of(entry, _namespace()))
 
 
-def show_progress(tree: Tree, run: str, depth: int, limits: Limits, *, at_once: bool = False) -> None:
+def show_progress(tree: Tree, run: str, depth: int, *, at_once: bool = False) -> None:
     """Says how far the calls of the whole tree are, a few times a second at most."""
     now = time.monotonic()
     if not at_once and now - tree.log.progress_told < PROGRESS_EVERY:
         return
     tree.log.progress_told = now
-    calls, usage = tree.ledger.progress(), tree.ledger.usage()
+    calls, usage, limits = tree.ledger.progress(), tree.ledger.usage(), tree.ledger.limits
     event: events.Progress = {
         "event": "progress",
         "at": time.time(),
@@ -78,6 +77,8 @@ def show_progress(tree: Tree, run: str, depth: int, limits: Limits, *, at_once: 
         "done": calls["done"],
         "failed": calls["failed"],
         "of": limits.max_calls,
+        "of_tokens": limits.max_tokens,
+        "of_cost": limits.max_cost,
         "input_tokens": usage["input_tokens"],
         "output_tokens": usage["output_tokens"],
         "cost": usage["cost"],
