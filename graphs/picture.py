@@ -1,7 +1,7 @@
 """Draws README's pictures: `make picture`.
 
-The graph goes into README.md, between the two markers. The terminal and the page of a run are drawn from a recorded
-one, `graphs/pictures/run.jsonl`: `python graphs/picture.py --record` records it anew.
+The graph goes into README.md, between the two markers. The terminal and the page are drawn from recorded runs, of
+`COMMAND` and of `examples/novel.py`, which `python graphs/picture.py --record` records anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,10 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- drawn by `make picture` -->\n", "<!-- end of the picture -->\n"
 FOLDER = Path(__file__).parent / "pictures"
 RUN, TERMINAL, REPORT = FOLDER / "run.jsonl", FOLDER / "terminal.svg", FOLDER / "report.png"
+ASK, ASKED = FOLDER / "ask.txt", FOLDER / "ask.jsonl"
+"""The command that `TERMINAL` shows, with what it said before it drew; and the run."""
+
+COMMAND = 'rlm-graph ask "Where are calls reserved?" rlm_graph'
 REPORT_OF = FOLDER / "report.sha256"
 """Hash of the page that `REPORT` shows: pixels differ from browser to browser, the page does not."""
 
@@ -64,7 +69,7 @@ def with_picture(text: str) -> str:
 
 
 def terminal(run: Trajectory) -> str:
-    """What `rlm-graph ask` shows in the middle of a recorded run, as SVG. It draws with the command's own code."""
+    """What `COMMAND` showed in the middle of its recorded run, as SVG. It draws with the command's own code."""
     told = run.asked
     replies = sorted(told.replies.values(), key=lambda reply: reply["at"])
     now = replies[int(len(replies) * MOMENT)]["at"]
@@ -84,8 +89,7 @@ def terminal(run: Trajectory) -> str:
         **{name: sum(e[name] for e in [*told.turns, *done]) for name in ("input_tokens", "output_tokens")},  # type: ignore[literal-required]
     }
     console = Console(record=True, width=100, height=24, file=io.StringIO(), force_terminal=True)
-    asked = Text(f'$ rlm-graph ask "{told.run["question"]}" novel.txt', no_wrap=True, overflow="ellipsis")
-    console.print(Group(asked, rendered(view, console)))
+    console.print(Group(Text(ASK.read_text("utf-8").rstrip()), rendered(view, console)))
     drawn = console.export_svg(title="rlm-graph", unique_id="rlm")
     still = re.sub("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]", "⠹", drawn)
     return re.sub(r"@font-face \{.*?\}", "", still, flags=re.S)  # fonts that would be loaded from elsewhere
@@ -109,26 +113,39 @@ def digest(html: str) -> str:
     return hashlib.sha256(html.encode()).hexdigest()
 
 
-def record() -> None:
-    """Records the run that the pictures show: the novel's, a tenth as long."""
+def record(command: list[str], to: Path) -> str:
+    """Records the first run of a command, and returns what it said on standard error."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "examples" / "novel.py", "--tokens", "200000"]
-        subprocess.run(command, check=True, env={**os.environ, "RLM_GRAPH_TRACE": folder, "RLM_GRAPH_HOME": folder})
+        models = [name for name in os.environ if name.startswith("OPENAI_")]
+        env = {name: value for name, value in os.environ.items() if name not in models}
+        env |= {"RLM_GRAPH_TRACE": folder, "RLM_GRAPH_HOME": folder}
+        done = subprocess.run([sys.executable, *command], check=True, env=env, cwd=ROOT, stderr=subprocess.PIPE)
         (first,) = Path(folder).glob("*.0.jsonl")
-        lines = first.read_text()
-        head, *entries = map(json.loads, lines.splitlines())
+        head, *entries = map(json.loads, first.read_text().splitlines())
         kept = [{**head, "texts": False}, *map(without_texts, entries)]
-        RUN.write_text("".join(map(line_of, kept)))
+        to.write_text("".join(map(line_of, kept)).replace(f"{ROOT}/", ""))
+        return done.stderr.decode()
+
+
+def record_terminal() -> None:
+    """Records what `COMMAND` does."""
+    said = record(["-m", "rlm_graph.cli", *shlex.split(COMMAND)[1:]], ASKED)
+    ASK.write_text(f"$ {COMMAND}\n{said.partition('trajectory: ')[0]}")
+
+
+def record_page() -> None:
+    """Records the run whose page is shown: the novel's, a tenth as long."""
+    record(["examples/novel.py", "--tokens", "200000"], RUN)
 
 
 def main() -> None:
     """Draws them all."""
     if "--record" in sys.argv:
-        record()
+        record_terminal()
+        record_page()
     README.write_text(with_picture(README.read_text("utf-8")), "utf-8")
-    run = read_trace(RUN)
-    TERMINAL.write_text(terminal(run), "utf-8")
-    html = page(run, {})
+    TERMINAL.write_text(terminal(read_trace(ASKED)), "utf-8")
+    html = page(read_trace(RUN), {})
     shot(html, REPORT)
     REPORT_OF.write_text(digest(html) + "\n")
 

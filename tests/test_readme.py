@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from ast import literal_eval
@@ -64,9 +65,13 @@ def test_the_picture_is_what_the_command_draws() -> None:
 
 def test_the_terminal_and_the_page_in_the_pictures_are_those_of_today() -> None:
     picture = drawing()
-    run = picture.read_trace(picture.RUN)
-    assert picture.terminal(run) == picture.TERMINAL.read_text("utf-8"), "run `make picture`"
+    run, asked = picture.read_trace(picture.RUN), picture.read_trace(picture.ASKED)
+    assert picture.terminal(asked) == picture.TERMINAL.read_text("utf-8"), "run `make picture`"
     assert picture.digest(picture.page(run, {})) == picture.REPORT_OF.read_text().strip(), "run `make picture`"
+    # The command that is shown is the one that ran, and the one that README names.
+    shown = picture.ASK.read_text("utf-8").splitlines()[0].removeprefix("$ ")
+    assert shown == picture.COMMAND and any(line.startswith(shown) for line in blocks("sh")[2].splitlines())
+    assert shlex.split(shown)[2:] == [asked.asked.run["question"], asked.asked.run["sources"][-1]["name"]]
     assert all(f"graphs/pictures/{file.name}" in README for file in (picture.TERMINAL, picture.REPORT))
 
 
