@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,14 @@ def shown(browser: Any, selector: str) -> str:
     return str(found[0].get_attribute("textContent"))
 
 
+def until(browser: Any, code: str, wanted: Callable[[Any], bool]) -> Any:
+    """What a piece of script gives, once it is what is wanted: a page draws a moment later."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 10).until(lambda page: wanted(js(page, code)), message=code)
+    return js(browser, code)
+
+
 def press(browser: Any, *keys: str) -> None:
     for key in keys:
         browser.switch_to.active_element.send_keys(key)
@@ -198,10 +206,76 @@ def test_what_was_planted_is_text(opened: Any) -> None:
     assert opened.get_log("browser") == []
 
 
+PIXELS = """(() => {
+  const canvas = byId("time"), style = getComputedStyle(document.documentElement);
+  const probe = make("i", undefined, document.body), drawn = {};
+  const named = Object.fromEntries(["plan", "cell", "nested", "call", "bad", "raised"].map((name) => {
+    probe.style.color = style.getPropertyValue("--" + name);
+    return [getComputedStyle(probe).color.match(/\\d+/g).join(), name];
+  }));
+  probe.remove();
+  const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < data.length; at += 4) {
+    const name = named[[...data.slice(at, at + 3)].join()];
+    if (data[at + 3] !== 255 || !name) continue;
+    (drawn[name] = drawn[name] || []).push([at / 4 % width, Math.floor(at / 4 / width)]);
+  }
+  return drawn;
+})()"""
+"""What is drawn of the chart: places by the name of their colour, as the style has it now; `raised` is its ground."""
+
+
+@pytest.fixture
+def charted(chrome: Any, tmp_path: Path) -> Any:
+    """The page of a run whose bars are wide: two calls side by side, and one behind them that failed."""
+    run = many(3)
+    first, second, last = run.asked.replies.values()
+    for reply, asked, at in ((first, 1.0, 4.0), (second, 1.0, 3.0), (last, 5.0, 8.0)):
+        reply["asked"], reply["at"] = asked, at
+    last["status"] = "SubCallError"
+    opened = show(chrome, run, tmp_path)
+    js(opened, "byId('time').scrollIntoView({ block: 'center' })")
+    return opened
+
+
+def test_the_chart_is_drawn_and_a_click_on_a_bar_reveals_its_call(charted: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    opened = charted
+    drawn = until(opened, PIXELS, bool)
+    assert set(drawn) == {"cell", "call", "bad"}
+    canvas = opened.find_element("id", "time")
+    x, y = drawn["bad"][len(drawn["bad"]) // 2]
+    middle = [js(opened, f"byId('time').{side}") / 2 for side in ("clientWidth", "clientHeight")]
+    pointer = ActionChains(opened).move_to_element_with_offset(canvas, int(x - middle[0]), int(y - middle[1]))
+    pointer.perform()
+    until(opened, "byId('pointed').textContent", lambda text: text.startswith("llm: item 2 — 5.00 s"))
+    pointer.click().perform()
+    assert "item 2 — SubCallError" in shown(opened, ".here > summary")
+
+
+def test_the_chart_is_drawn_anew_in_dark_mode(charted: Any) -> None:
+    opened = charted
+    light = until(opened, PIXELS, bool)
+    with_scheme(opened, "dark")
+    try:
+        dark = until(opened, PIXELS, bool)
+        grounds = js(opened, "[getComputedStyle(byId('time')).backgroundColor, getComputedStyle(document.body).color]")
+    finally:
+        with_scheme(opened, "light")
+    # Colours are looked up anew: what is drawn has those of the dark style, and none of its ground.
+    assert {name: len(places) for name, places in dark.items()} == {name: len(p) for name, p in light.items()}
+    assert grounds == ["rgb(29, 34, 40)", "rgb(228, 232, 236)"]
+
+
+def with_scheme(browser: Any, scheme: str) -> None:
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+
+
 def test_dark_mode_has_dark_ground_and_light_ink(opened: Any) -> None:
     def colours(scheme: str) -> list[int]:
-        media = [{"name": "prefers-color-scheme", "value": scheme}]
-        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        with_scheme(opened, scheme)
         style = "getComputedStyle(document.body)"
         return [int(js(opened, f"{style}.{name}.match(/\\d+/)[0]")) for name in ("backgroundColor", "color")]
 

@@ -61,4 +61,5 @@ def test_the_stream_of_a_thousand_calls_stays_below_500_kb(server: DevServer) ->
     assert len(sent) < 500_000
     kinds = Counter(event["event"] for event in events)
     assert (kinds["run"], kinds["cell"], kinds["answer"]) == (1, 2, 1)
-    assert kinds["progress"] >= 1 and sum(len(json.dumps(event)) for event in events) < 100_000
+    assert kinds["progress"] >= 1
+    assert sum(len(json.dumps(event)) for event in events) < 15_000, "a few kB for 1,000 calls"
