@@ -205,9 +205,11 @@ def _guarded(act: Callable[[], int]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         raise
-    except (RLMError, OSError) as error:
+    except RLMError as error:
         _say(f"error: {error}")
-        return FAILED
+    except OSError as error:
+        _say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    return FAILED
 
 
 def answer(request: Request) -> int:

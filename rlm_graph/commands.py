@@ -13,7 +13,7 @@ from rlm_graph.describe import counted
 from rlm_graph.errors import TraceError
 from rlm_graph.files import walk
 from rlm_graph.kernel.isolation import Isolation
-from rlm_graph.live import printable
+from rlm_graph.live import visible
 from rlm_graph.trace.recording import refuse_foreign
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def replayed(path: Path, isolation: Isolation) -> int:
     trajectory = read_trace(path)
     different = asyncio.run(replay(trajectory, isolation=isolation))
     if different is not None:
-        print(printable(f"differs: {different}"))  # noqa: T201
+        print(visible(f"differs: {different}"))  # noqa: T201
         return DIFFERENT
     cells, answer = sum(len(run.outputs) for run in trajectory.runs.values()), trajectory.asked.answer
     unended = "" if answer else "; the run had not ended"
@@ -119,7 +119,7 @@ def reported(path: Path, page: Path) -> int:
     from rlm_graph.trace.report import write_report
 
     write_report(path, page)
-    print(printable(str(page)))  # noqa: T201
+    print(visible(str(page)))  # noqa: T201
     return SAME
 
 
@@ -134,10 +134,11 @@ def compared(left: Path, right: Path) -> int:
     from rlm_graph.trace.trajectory import read_trace
 
     table = Table(box=box.SIMPLE)
-    for header in ("", str(left), str(right)):
-        table.add_column(Text(printable(header)))
+    table.add_column(no_wrap=True)
+    for file in (left, right):
+        table.add_column(Text(visible(str(file))), overflow="fold")
     for row in compare(read_trace(left), read_trace(right)):
         style = "bold" if row.differs else ""
-        table.add_row(row.name, *(Text(printable(side or "–"), style) for side in (row.left, row.right)))
+        table.add_row(row.name, *(Text(visible(side or "–"), style) for side in (row.left, row.right)))
     Console().print(table)
     return SAME

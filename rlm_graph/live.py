@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import unicodedata
@@ -24,6 +25,7 @@ CELLS, NESTED_CELLS = 6, 2
 LEFT_FREE = 12
 """Rows of a terminal that nested runs leave to the rest."""
 
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _MARKS = {"done": "✓", "failed": "✗"}
 _STYLES = {"done": "green", "failed": "red", "runs": "cyan"}
@@ -211,3 +213,8 @@ def first_line(text: str) -> str:
 def printable(text: str) -> str:
     """The text without the control characters that steer a terminal, newline and tab aside."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def visible(text: str) -> str:
+    """The text with what would steer, hide, or turn the direction of other text shown by its number."""
+    return _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text)

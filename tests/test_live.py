@@ -15,6 +15,7 @@ from typing import Any
 
 import pyte
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from model_server import Answer, ModelServer, Request, by_model, scripted
@@ -44,7 +45,8 @@ WIPE = b"\r\x1b[2K"
 class Terminal:
     """A terminal of some size, and every screen that a command drew on it."""
 
-    def __init__(self, columns: int, rows: int = 24) -> None:
+    def __init__(self, columns: int, rows: int = 24, home: Path | None = None) -> None:
+        self.env = {**os.environ, "TERM": "xterm-256color", **({"RLM_GRAPH_HOME": str(home)} if home else {})}
         self.screen = pyte.Screen(columns, rows)
         self.stream = pyte.ByteStream(self.screen)
         self.seen: list[list[str]] = []
@@ -53,8 +55,7 @@ class Terminal:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.lines, self.screen.columns, 0, 0))
         command = [sys.executable, "-m", "rlm_graph.cli", *map(str, arguments)]
-        env = {**os.environ, "TERM": "xterm-256color"}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=self.env)
         os.close(theirs)
         unread = b""
         while chunk := _read(ours):
@@ -146,6 +147,87 @@ def test_verbose_prints_each_cell_and_its_output(tmp_path: Path) -> None:
     assert done.stdout == "okdeep\n"
     assert f"── probe 0 ──\nprint(len(context))\n──\n{len(BIG)}\n" in done.stderr
     assert "── compose 0 at depth 1 ──" in done.stderr
+
+
+LONG = "The word stands in the first line; " * 6 + "x" * 250
+SCREENS = scripted(
+    f"```repl probe\nprint('a word ' * 40)\nprint('漢字' * 60)\nprint({HOSTILE!r})\n```",
+    "```repl chunk\nfound = llm_query_batched([str(n) for n in range(8)])\n```",
+    f"```repl compose\nanswer.update(content={LONG + HOSTILE!r}, ready=True)\n```",
+)
+
+
+@pytest.fixture(scope="module", params=[80, 200])
+def screens(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, list[str]]:
+    """A terminal's width, a folder with what was recorded in one of that width, and what `ask --verbose` left there."""
+    folder = tmp_path_factory.mktemp("screens")
+    (folder / "big.txt").write_text(BIG)
+    shown, other = (Terminal(request.param, 200, folder / "home") for _ in range(2))
+    ask = ["ask", "Which word is it that stands in the first line, and is there any other?", folder / "big.txt"]
+    with ModelServer(by_model({"root": SCREENS, "sub": lambda request: Answer("ok", latency=0.8)})) as server:
+        models = ["--base-url", server.base_url, "--model", "openai:root", "--sub-model", "openai:sub"]
+        trace = ["--trace", folder / "run.jsonl", "--texts"]
+        assert shown.run(*ask, *models, *trace, "--verbose", "--max-tokens", "900000") == 0
+        assert other.run(*ask[:1], "Which?", *ask[2:], *models, "--trace", folder / "other.jsonl") == 0
+    assert any("of 900k tokens" in row for row in shown.rows())
+    return request.param, folder, shown.last()
+
+
+def drawn(folder: Path, columns: int, *arguments: object) -> tuple[int, list[str]]:
+    """A command's exit code, and what it left on a terminal."""
+    terminal = Terminal(columns, 200, folder / "home")
+    return terminal.run(*arguments), terminal.last()
+
+
+@pytest.mark.slow
+def test_verbose_prints_all_of_a_cell_at_any_width(screens: tuple[int, Path, list[str]]) -> None:
+    columns, folder, rows = screens
+    assert max(map(cell_len, rows)) <= columns
+    told = "".join(row if cell_len(row) > columns - 2 else f"{row}\n" for row in rows).replace(" ", "")
+    for said in (
+        "── probe 0 ──",
+        "a word " * 40,
+        "漢字" * 60,
+        "── compose 2 ──",
+        f"trajectory: {folder}/run.jsonl",
+        LONG,
+    ):
+        assert said.replace(" ", "") in told, said
+    assert not any("✓" in row or "━" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_the_columns_of_a_comparison_are_aligned_and_whole(screens: tuple[int, Path, list[str]]) -> None:
+    columns, folder, _ = screens
+    code, rows = drawn(folder, columns, "compare", folder / "run.jsonl", folder / "other.jsonl")
+    assert code == 0 and max(map(cell_len, rows)) <= columns
+    begins = next(row for row in rows if row.startswith("  models"))
+    left = begins.index("root")
+    right = begins.index("root", left + 1)
+    body = [row.ljust(columns) for row in rows if "─" not in row]
+    assert all(row[left - 2 : left].isspace() and row[right - 2 : right].isspace() for row in body)
+    names = [row[2:left].strip() for row in body if row[2:left].strip()]
+    assert names[:4] == ["question", "context", "models", "answer"] and names[-1] == "coverage"
+    assert all(not row[2:left].endswith("…") for row in body)
+    halves = ["".join(row[at:end] for row in body).replace(" ", "") for at, end in ((left, right), (right, columns))]
+    hostile = "[U+001B][31mred[U+001B]]0;title[U+0007][bold][U+202E]dlot"
+    for half, file in zip(halves, ("run.jsonl", "other.jsonl"), strict=True):
+        assert half.startswith(str(folder / file))
+        assert (LONG + hostile).replace(" ", "") in half and "scanned0.0%,read0.0%" in half
+
+
+@pytest.mark.slow
+def test_replay_and_report_say_all_on_a_terminal_of_any_width(screens: tuple[int, Path, list[str]]) -> None:
+    columns, folder, _ = screens
+    assert drawn(folder, columns, "replay", folder / "run.jsonl") == (0, ["the same: 3 cells of 1 run"])
+    code, rows = drawn(folder, columns, "report", folder / "run.jsonl")
+    assert (code, "".join(rows)) == (0, str(folder / "run.html"))
+    changed = folder / "changed.jsonl"
+    changed.write_text((folder / "run.jsonl").read_text().replace("stands in the first line;", "is gone;"))
+    code, rows = drawn(folder, columns, "replay", changed)
+    assert code == 4 and "".join(rows).startswith("differs: ") and max(map(len, rows)) <= columns
+    code, rows = drawn(folder, columns, "replay", folder / "none.jsonl")
+    assert (code, "".join(rows)) == (1, f"error: {folder}/none.jsonl: No such file or directory")
 
 
 def event(kind: str, run: str = "r", depth: int = 0, namespace: str = "", **more: Any) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rlm_graph.live import visible
 
 _OURS = {"answer", "usage", "stop_reason"}
 _SHOWN = 20
 """Citations and warnings that are shown; the others are counted."""
-
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 def register(ipython: Any) -> None:
@@ -57,4 +56,4 @@ def _list(title: str, items: Sequence[str]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Text for HTML, in which what would hide or turn the direction of other text is shown by its number."""
-    return html.escape(_HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text))
+    return html.escape(visible(text))
