@@ -177,7 +177,7 @@ def test_a_file_does_not_say_what_its_code_is_kept_in(recorded: Path, tmp_path: 
 @pytest.mark.parametrize("name", ["cell_seconds", "cell_output", "kernel_memory"])
 def test_what_a_file_may_ask_of_this_machine_is_bounded(recorded: Path, name: str) -> None:
     trajectory = read_trace(recorded)
-    trajectory.asked.run["limits"][name] = 10.0**30
+    trajectory.asked.run["limits"][name] = 10**30
     assert getattr(_options(trajectory.asked, "auto"), name) == getattr(MOST, name)
     trajectory.asked.run["limits"][name] = None
     with pytest.raises(TraceError, match=f"{name}=None"):
