@@ -19,13 +19,12 @@ import jsonschema_rs
 
 from rlm_graph import asks, evidence
 from rlm_graph.identity import content_hash
+from rlm_graph.kernel.inside.calls import REFUSED as REFUSED
 from rlm_graph.schemas import DEEPEST, extent, takes_too_long, validator
 from rlm_graph.state import Reply
 
 CONFIDENT = 0.5
 """Confidence, from 0 to 1, below which an answer is not taken on its own word."""
-REFUSED = "Refused"
-"""The error of an attempt that the model refused."""
 _KEPT_QUOTES = 20
 _ILL_OPENED, _ILL_OPENED_CHARS = re.compile(r"\{\s*[^\s\w\"'“”}]|\[\s*[,:}]"), 50_000
 _REASON_CHARS = 300

@@ -30,9 +30,10 @@ class CoverageMap(TypedDict):
 class Coverage(TypedDict):
     """How much of the text was looked at.
 
-    `scanned` and `read` are shares of its `chars` characters, from 0 to 1: what the toolkit searched, and what went to
-    a sub-model. Both are estimates that are rather too low: code that goes through `context` by itself is not seen, nor
-    are prompts whose text does not stand in it line by line.
+    `scanned` and `read` are shares of its `chars` characters, from 0 to 1: what the toolkit searched, and what a
+    sub-model or a nested RLM was given and replied to, be it by a refusal. Both are estimates that are rather too low:
+    code that goes through `context` by itself is not seen, nor are prompts whose text does not stand in it line by
+    line.
     """
 
     chars: int

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
+from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from model_server import Request, scripted
+from model_server import Answer, Request, scripted
 from rlm_graph import Limits, hold
 from rlm_graph.citations import standing
 from rlm_graph.context import take_in
-from rlm_graph.kernel.inside.reading import agreement, covered, found, gaps
+from rlm_graph.kernel.inside.calls import Calls
+from rlm_graph.kernel.inside.calls import Request as PlainRequest
+from rlm_graph.kernel.inside.reading import Reading, agreement, covered, found, gaps
+from rlm_graph.kernel.session import close_all
 from rlm_graph.store import default_store
 from test_checked_answers import answering, payer, results, texts_of
 
@@ -79,6 +83,140 @@ async def test_coverage_says_what_was_scanned_what_was_read_and_what_was_not(sce
     assert out["coverage"]["unread"] == [{"source": "text", "start": 4 * size, "end": 8 * size}]
     assert out["coverage"]["map"]["read"] == "9" * 100 + "0" * 100
     assert set(out["coverage"]["map"]["scanned"][:40]) == {"9"}
+
+
+ASKING_ALL = [
+    "sub_call(parts, 'Who paid?')",
+    "sub_call(parts, 'Who paid?', pack=70)",
+    "llm_query_batched([f'Who paid?\\n\\n{p}' for p in parts])",
+    "rlm_query_batched(['Who paid?'] * len(parts), parts)",
+]
+
+
+def all_parts(call: str) -> str:
+    return (
+        "```repl chunk\nparts = split(by='chapter', tokens=500)\ntry:\n"
+        f"    {call}\nexcept SubCallError as e:\n    pass\nanswer['content'] = 'x'\n"
+    )
+
+
+@pytest.mark.parametrize("call", ASKING_ALL)
+async def test_what_was_refused_is_not_read(scene: Any, call: str) -> None:
+    s = scene(scripted(all_parts(call) + DELIVER), answering(payer))
+    out = await s.rlm(limits=Limits(max_calls=1, max_depth=3)).ainvoke({"question": "q", "context": TEXT})
+    assert (s.server.asked("sub"), out["stop_reason"]) == (0, "max_calls")
+    assert out["coverage"]["read"] == 0.0
+    assert out["coverage"]["unread"] == [{"source": "text", "start": 0, "end": len(TEXT)}]
+
+
+def of_the_first_half(prompt: str) -> bool:
+    return any(f"house {i} " in prompt for i in range(4))
+
+
+@pytest.mark.parametrize("call", ASKING_ALL[:3])
+async def test_what_failed_is_not_read(scene: Any, call: str) -> None:
+    """A pack of 70 tokens has two chapters, so that none is of both halves."""
+
+    def sub(request: Request) -> str | Answer:
+        if of_the_first_half(request.prompt):
+            return answering(payer)(request) if "sub_call" in call else "ok"
+        return Answer("down", status=500)
+
+    out = await ask(scene, all_parts(call), sub, limits=Limits(max_retries=0))
+    size = len(TEXT) // 8
+    assert 0.49 < out["coverage"]["read"] <= 0.5
+    [unread] = out["coverage"]["unread"]
+    assert 4 * size <= unread["start"] <= 4 * size + 30 and unread["end"] == 8 * size
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"), [(Answer(refusal="I will not"), 1.0), ("I cannot say", 0.5), (results(), 0.5)]
+)
+async def test_what_was_refused_by_the_model_is_read_and_what_it_did_not_answer_is_not(
+    scene: Any, reply: Any, read: float
+) -> None:
+    def sub(request: Request) -> Any:
+        return answering(payer)(request) if of_the_first_half(request.prompt) else reply
+
+    out = await ask(scene, all_parts(ASKING_ALL[0]), sub, limits=Limits(max_retries=0))
+    assert out["coverage"]["read"] == read
+
+
+async def test_a_plain_prompt_that_the_model_refused_is_read_and_fails_as_any_other(scene: Any) -> None:
+    def sub(request: Request) -> Any:
+        return "ok" if of_the_first_half(request.prompt) else Answer(refusal="I will not")
+
+    code = all_parts(ASKING_ALL[2]).replace("pass", "print(type(e).__name__, e.errors[0][1])")
+    s = scene(scripted(code + "```", "```repl compose\nFINAL('x')\n```"), sub)
+    out = await s.rlm().ainvoke({"question": "q", "context": TEXT})
+    assert "SubCallError the model 'sub' refused: I will not" in s.root_prompts()[1]
+    assert out["coverage"]["read"] > 0.99
+
+
+async def test_an_id_that_a_packed_reply_left_out_is_not_read(scene: Any) -> None:
+    rows = [f"record {i}: it is {i % 7} o'clock" for i in range(20)]
+
+    def sub(request: Request) -> str:
+        return results(*({"id": id, "answer": "x"} for id in texts_of(request) if int(id) <= 15))
+
+    code = "```repl chunk\nsub_call(context, 'Which?', pack=True)\nanswer['content'] = 'x'\n"
+    out = await ask(scene, code, sub, rows, limits=Limits(max_retries=0))
+    assert [part["source"] for part in out["coverage"]["unread"]] == [15, 16, 17, 18, 19]
+
+
+async def test_a_kernel_that_is_rebuilt_tells_the_same_coverage(scene: Any, runs_left_waiting: None) -> None:
+    def sub(request: Request) -> Any:
+        if of_the_first_half(request.prompt):
+            return answering(payer)(request) if "Reply with JSON" in request.prompt else "ok"
+        return Answer(refusal="no") if "house 7 " in request.prompt else Answer("down", status=500)
+
+    some = ["parts[1:7]", "parts[3:5]", "[parts[0], parts[5], parts[7]]"]
+    asking = [all_parts(call.replace("parts", part)) for call, part in zip(ASKING_ALL[:3], some, strict=True)]
+    root = scripted(*(f"{cell}```" for cell in asking), "```repl compose\nFINAL('x')\n```")
+    told = []
+    for broken in (False, True):
+        rlm = scene(root, sub).rlm(checkpointer=InMemorySaver(), limits=Limits(max_retries=0))
+        thread: Any = {"configurable": {"thread_id": "1"}}
+        given: Any = {"question": "q", "context": TEXT}
+        out: dict[str, Any] = {}
+        while not out.get("stop_reason"):
+            out = await rlm.ainvoke(given, thread, interrupt_before=["plan"])
+            given = None
+            if broken and len(rlm.get_state(thread).values.get("journal") or []) == 3:
+                close_all()
+        told.append(out["coverage"])
+    assert told[0] == told[1]
+    assert 0.75 <= told[0]["read"] < 0.76
+
+
+def test_what_ten_thousand_calls_brought_is_looked_up_once_and_at_the_cell_s_end() -> None:
+    text = "\n".join(f"line {i} of the text that is asked about" for i in range(10_000))
+    looks: list[str] = []
+
+    def context() -> str:
+        looks.append("look")
+        return text
+
+    reading = Reading(context)
+    calls = Calls()
+    calls.heard = reading.heard
+    calls.wire = Sent()  # type: ignore[assignment]
+    calls.open()
+    lines = text.split("\n")
+    batch = calls._send([PlainRequest("llm", f"Who?\n{line}", None, None) for line in lines], lambda: None)
+    calls.settle([(n, "ok", None, "") if n % 2 else (n, None, "SubCallError", "down") for n in range(1, 10_001)])
+    assert looks == []
+    assert (len(batch.failures), sum(r == "ok" for r in batch.results)) == (5_000, 5_000)
+    report = reading.report()
+    assert report is not None and 0.48 < report["read"] / len(text) < 0.52
+
+
+class Sent:
+    """A wire whose other end nobody reads."""
+
+    usable = True
+
+    def send_calls(self, rows: Any) -> None: ...
 
 
 async def test_texts_in_plain_prompts_are_found_again(scene: Any) -> None:

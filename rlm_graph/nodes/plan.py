@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
-from rlm_graph import models, paid, prompts
+from rlm_graph import checks, models, paid, prompts
 from rlm_graph.context import describe
 from rlm_graph.dialect import Parsed, cells_of
 from rlm_graph.errors import ModelError, NothingRead
@@ -153,7 +153,7 @@ def reply_of(message: AIMessage, name: str) -> Reply:
     """What a model's message means for the cell: a text, or an error where there is none to trust."""
     reason = _end_of(message)
     if refused := refusal_of(message):
-        return Reply(error="SubCallError", message=prompts.MODEL_REFUSED.format(model=name, reason=refused))
+        return Reply(error=checks.REFUSED, message=prompts.MODEL_REFUSED.format(model=name, reason=refused))
     text = message.text
     if not text.strip():
         return Reply(error="SubCallError", message=prompts.MODEL_SILENT.format(model=name))

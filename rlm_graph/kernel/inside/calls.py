@@ -45,6 +45,9 @@ class ToolError(SubCallError):
     """A tool failed."""
 
 
+REFUSED = "Refused"
+"""The error of a call that the model refused: a cell has it as any other failure, but its text was read."""
+
 _ERRORS = (SubCallError, BudgetExceeded, PromptTooLong, ToolError)
 
 for _class in _ERRORS:
@@ -117,10 +120,10 @@ class Calls:
         self.wire: Wire | None = None
         self._numbers = count(1)
         self._groups = count(1)
-        self._pending: dict[int, tuple[Batch, int]] = {}
+        self._pending: dict[int, tuple[Batch, int, Request]] = {}
         self._open = False
-        self.heard: Callable[[Sequence[Request]], None] = _unheard
-        """Told of all requests that go."""
+        self.heard: Callable[[Request, bool], None] = _unheard
+        """Told of each request that has ended, before its answer is handed over, and whether a model had got it."""
 
     def open(self) -> None:
         """Lets calls go: a cell starts."""
@@ -136,7 +139,9 @@ class Calls:
         for number, text, error, message in rows:
             waiting = self._pending.pop(number, None)
             if waiting is not None:
-                waiting[0].settle(waiting[1], text, error, message)
+                batch, position, request = waiting
+                self.heard(request, error == REFUSED or (error is None and text is not None))
+                batch.settle(position, text, error, message)
 
     def ask(self, requests: Sequence[Request]) -> list[str]:
         """Sends calls and blocks until all are answered."""
@@ -168,7 +173,6 @@ class Calls:
         wire = self.wire
         if wire is None or not wire.usable:
             raise RuntimeError("calls work in threads and in tasks, not in child processes")
-        self.heard(requests)
         batch = Batch(len(requests), wake)
         group = next(self._groups)
         numbers = [next(self._numbers) for _ in requests]
@@ -177,7 +181,7 @@ class Calls:
             for number, each in zip(numbers, requests, strict=True)
         ]
         for position, number in enumerate(numbers):
-            self._pending[number] = (batch, position)
+            self._pending[number] = (batch, position, requests[position])
         if self._open:
             wire.send_calls(rows)
         if not self._open:  # also where the cell has ended meanwhile
@@ -188,7 +192,7 @@ class Calls:
         self.settle([(n, None, "SubCallError", "the cell ended before the answer came") for n in numbers])
 
 
-def _unheard(_: Sequence[Request]) -> None: ...
+def _unheard(request: Request, got: bool) -> None: ...
 
 
 def _finish(done: asyncio.Future[None]) -> None:

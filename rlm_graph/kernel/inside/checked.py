@@ -77,9 +77,6 @@ def sub_call_names(
             return [], Form(None, None), [], []
         form, quoted = form_of(name, schema), not pack if quotes is None else bool(quotes)
         groups = list(packed(texts, pack, facts().get("window")))
-        for text in texts:
-            if isinstance(text, Piece):
-                read(text.source, text.start, text.end)
         ask = {"schema": form.schema, "quotes": quoted}
         requests = [
             Request(
@@ -95,9 +92,17 @@ def sub_call_names(
 
     def finished(texts: list[str], form: Form, groups: list[list[int]], replies: Sequence[str | None]) -> list[Result]:
         results = [blank(text) for text in texts]
+        unread = {at for group in groups for at in group}
+        asked = len(unread)
         for group, reply in zip(groups, replies, strict=True):
             for at, row in zip(group, loads(reply) if reply is not None else (), strict=False):
                 results[at] = result(row, texts[at], form)
+                if row["status"] != "failed":
+                    unread.discard(at)
+        if len(unread) < asked:  # where nothing was read, the blank chunks between were not either
+            for at, text in enumerate(texts):
+                if at not in unread and isinstance(text, Piece):
+                    read(text.source, text.start, text.end)
         keep(results)
         return results
 

@@ -1,5 +1,7 @@
 """What of the context was looked at: by the toolkit's search, and by models. Spans are kept, never texts.
 
+A model has read what it answered, or refused to answer: a call that failed or was never made has shown it nothing.
+
 A piece knows its place. Of a prompt that was put together from plain texts, the lines that stand in the context are
 looked up; what cannot be found there counts as not read, so the shares are rather too low than too high.
 """
@@ -7,7 +9,7 @@ looked up; what cannot be found there counts as not read, so the shares are rath
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .calls import Request
@@ -35,36 +37,40 @@ class Reading:
         self._texts: dict[str | int, str] = {}
         self._of: Any = None
         self._lines: dict[int, tuple[str | int, int]] | None = None
-        self._prompts: list[str] = []
+        self._given: list[Any] = []
+        """What models were given since the last report, as the calls hold it: to be looked up in the context."""
         self.reset()
 
     def reset(self) -> None:
         """Forgets what was looked at: a new question begins."""
         self._scanned: dict[str | int, list[Span]] = {}
         self._read: dict[str | int, list[Span]] = {}
-        self._prompts.clear()
+        self._asked = False
+        self._given.clear()
 
     def scanned(self, source: str | int, start: int, end: int) -> None:
         """Notes what code has searched."""
         _note(self._scanned, source, start, end)
 
     def read(self, source: str | int, start: int, end: int) -> None:
-        """Notes what went to a model."""
+        """Notes what a model has read."""
         _note(self._read, source, start, end)
 
-    def heard(self, requests: Iterable[Request]) -> None:
-        """Notes what plain and nested calls bring with them, to be looked up when the cell has ended."""
-        for request in requests:
-            if request.kind == "llm":
-                self._prompts.append(request.prompt)
-            elif request.kind == "rlm":
-                self._prompts.extend(_strings(request.context if request.context is not None else request.prompt))
+    def heard(self, request: Request, got: bool) -> None:
+        """Notes that a call has ended, and, where a model had got it, what a plain or nested one brought with it."""
+        if request.kind == "tool":
+            return
+        self._asked = True
+        if got and request.kind == "llm":
+            self._given.append(request.prompt)
+        elif got and request.kind == "rlm":
+            self._given.append(request.context if request.context is not None else request.prompt)
 
     def report(self) -> dict[str, Any] | None:
         """Characters in all, scanned and read; the longest parts that no model has read, in order; None for nothing."""
-        if not (self._prompts or self._scanned or self._read):
+        if not (self._asked or self._scanned):
             return None
-        self._look_up_prompts()
+        self._look_up_given()
         texts = self._all()
         sizes = {source: len(text) for source, text in texts.items()}
         unread = [
@@ -91,17 +97,17 @@ class Reading:
             self._texts = dict(items(context))
         return self._texts
 
-    def _look_up_prompts(self) -> None:
-        prompts, self._prompts = self._prompts, []
+    def _look_up_given(self) -> None:
+        given, self._given = self._given, []
         texts = self._all()
-        if not prompts or sum(map(len, texts.values())) > _INDEXED:
+        if not given or sum(map(len, texts.values())) > _INDEXED:
             return
         if self._lines is None:
             self._lines = {}
             for source, text in texts.items():
                 for match in _LINE.finditer(text):
                     self._lines.setdefault(hash(match[0]), (source, match.start()))
-        for prompt in prompts:
+        for prompt in _strings(given):
             for source, start, end in found(prompt, self._lines, texts):
                 self.read(source, start, end)
 
