@@ -331,10 +331,23 @@ def marked(text: str, form: str) -> str:
 
 
 def counts(text: str) -> Mapping[str, int]:
-    """How many of the delivered results are verified, absent, and in doubt."""
+    """How many of the delivered results are verified, absent, and in doubt; and of the status that each has."""
     rows = json.loads(text)
     told = {"results": len(rows), "verified": 0, "absent": 0, "doubtful": 0}
+    told |= {"found": 0, "empty": 0, "refused": 0, "failed": 0}
     for row in rows:
         kind = "doubtful" if not row["verified"] else "absent" if row["status"] == "absent" else "verified"
         told[kind] += 1
+        if row["status"] != "absent":
+            told[row["status"]] += 1
     return told
+
+
+def has_none(counted: Mapping[str, int]) -> bool:
+    """Whether none of the results so counted is an answer: the ask has failed, though it was delivered."""
+    return counted["refused"] + counted["failed"] == counted["results"]
+
+
+def why_none(text: str) -> str:
+    """Why a delivery holds no answer: the reason of its last result."""
+    return str(json.loads(text)[-1]["why"])

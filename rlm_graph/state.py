@@ -296,7 +296,8 @@ class Output(TypedDict, total=False):
     usage: Usage
     stop_reason: StopReason | None
     warnings: list[str]
-    """What did not go as it should, though the run went on: a kernel that was rebuilt and ran another way."""
+    """What did not go as it should, though the run went on: a kernel that was rebuilt and ran another way, chunks that
+    a model refused. And that no chunk held an answer, where none did."""
     citations: list[Citation]
     coverage: Coverage
     structured_response: Any

@@ -118,8 +118,16 @@ async def test_what_still_fails_is_marked_with_the_reason_and_not_dropped(scene:
 async def test_refused_empty_absent_and_failed_are_different_things(
     scene: Any, reply: Any, status: str, why: str
 ) -> None:
-    code = "r = sub_call(context, 'Who?')[0]\nanswer['content'] = [r.status, r.verified, r.why]"
-    out, _ = await run(scene, code, lambda _: reply, limits=Limits(max_retries=0))
+    """The other chunk is answered: a run whose every call failed has no answer (`test_nothing_from_nothing`)."""
+    code = (
+        "r, other = sub_call(split(by='chapter')[:2], 'Who?')\n"
+        "answer['content'] = [r.status, r.verified, r.why, other.answer]"
+    )
+
+    def sub(request: Request) -> Any:
+        return reply if "house 0" in request.prompt else answering(payer)(request)
+
+    out, _ = await run(scene, code, sub, limits=Limits(max_retries=0))
     told = json.loads(out["answer"])
     assert told[:2] == [status, not why] and why in told[2]
 
@@ -257,9 +265,17 @@ async def test_asking_again_stands_or_falls_call_by_call(scene: Any) -> None:
 
 async def test_an_answer_nested_beyond_reason_fails_and_leaves_the_cell_whole(scene: Any) -> None:
     reply = '{"results": [{"id": "1", "answer": %s, "quotes": ["paid by"]}]}' % ("[" * 900 + "]" * 900)
-    code = "r = sub_call(context, 'Who?', schema={})[0]\nanswer['content'] = [r.status, r.why]"
-    out, _ = await run(scene, code, lambda _: reply, limits=Limits(max_retries=0))
-    assert json.loads(out["answer"]) == ["failed", "the answer is nested more than 50 levels deep"]
+    code = (
+        "r, other = sub_call(split(by='chapter')[:2], 'Who?', schema={})\n"
+        "answer['content'] = [r.status, r.why, other.answer]"
+    )
+    out, _ = await run(
+        scene,
+        code,
+        lambda r: reply if "house 0" in r.prompt else answering(payer)(r),
+        limits=Limits(max_retries=0),
+    )
+    assert json.loads(out["answer"]) == ["failed", "the answer is nested more than 50 levels deep", "Payer1"]
 
 
 async def test_a_schema_that_unfolds_without_end_is_an_error_of_the_cell(scene: Any) -> None:

@@ -12,6 +12,7 @@ from rlm_graph import Limits
 from rlm_graph.dialect import reads
 from rlm_graph.errors import KernelError, NothingRead
 from rlm_graph.kernel import pool
+from test_checked_answers import answering
 
 TEXT = "some text to work on. " * 100
 LOOK = "```repl compose\nanswer['content'] = context[:4]; answer['ready'] = True\n```"
@@ -49,6 +50,59 @@ async def test_one_answer_is_something_to_answer_from(scene: Any) -> None:
 async def test_refused_calls_are_a_limit_and_no_failure(scene: Any) -> None:
     out, _ = await answered(scene, scripted(ASK), max_calls=1)
     assert (out["answer"], out["stop_reason"]) == ("a confident answer", "max_calls")
+
+
+CHECKED = """```repl chunk
+results = sub_call(split(tokens=110), 'Who?'{})
+answer['content'] = 'a confident answer'; answer['ready'] = True
+```"""
+ABSENT = answering(lambda id, text: {"answer": None})
+
+
+@pytest.mark.parametrize("pack", ["", ", pack=True"])
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Answer("down", status=500), "Error code: 500"),
+        (Answer("no such key", status=401), "AuthenticationError: Error code: 401"),
+        (Answer(refusal="I will not"), "refused: I will not"),
+        ("I cannot say", "no result that can be read"),
+    ],
+)
+async def test_a_run_whose_checked_calls_all_failed_does_not_answer_either(
+    scene: Any, reply: Any, reason: str, pack: str
+) -> None:
+    with pytest.raises(NothingRead, match=rf"none of {1 if pack else 5} calls was answered.*{reason}"):
+        await answered(scene, scripted(CHECKED.format(pack)), lambda _: reply, max_retries=1)
+
+
+async def test_the_root_is_told_that_its_checked_calls_failed_and_may_ask_anew(scene: Any) -> None:
+    root = scripted(CHECKED.format("").replace("'ready'] = True", "'ready'] = False"), CHECKED.format(", pack=True"))
+    s = scene(root, lambda r: ABSENT(r) if "5 of them" in r.prompt else "I cannot say")
+    out = await s.rlm(limits=Limits(max_retries=0)).ainvoke({"question": "q", "context": TEXT})
+    assert "5 calls made, 5 failed." in s.root_prompts()[1]
+    assert (out["answer"], out["stop_reason"]) == ("a confident answer", "answered")
+
+
+async def test_second_tries_that_a_limit_refused_do_not_make_an_answer_of_nothing(scene: Any) -> None:
+    """All five calls have failed, and none was left to ask again: more of them would have helped nobody."""
+    with pytest.raises(NothingRead, match=r"none of 5 calls was answered.*AuthenticationError"):
+        await answered(
+            scene, scripted(CHECKED.format("")), lambda _: Answer("no such key", status=401), max_calls=5, max_retries=1
+        )
+
+
+async def test_that_no_chunk_says_it_is_something_to_answer_from(scene: Any) -> None:
+    out, _ = await answered(scene, scripted(CHECKED.format("")), ABSENT)
+    assert (out["answer"], out["stop_reason"], out["usage"]["failed"]) == ("a confident answer", "answered", 0)
+
+
+async def test_one_checked_answer_is_something_to_answer_from_and_the_caller_is_told_of_the_rest(scene: Any) -> None:
+    replies = iter([ABSENT, *[lambda _: "I cannot say"] * 4])
+    out, _ = await answered(scene, scripted(CHECKED.format("")), lambda r: next(replies)(r), max_retries=0)
+    assert out["answer"] == "a confident answer"
+    told = "4 of the 5 chunks that a sub-model was asked about got no answer that can be used"
+    assert told in out["warnings"]
 
 
 async def test_a_nested_run_with_nothing_is_a_failed_call_of_its_parent(scene: Any) -> None:

@@ -193,11 +193,14 @@ class Kernel:
             numbered[call.number] = reply
             self.deferred.discard(id)
             self.attempts.pop(id, None)
+            failed = reply.error is not None
             if call.kind == "sub" and reply.text is not None:
-                self.checked.update(checks.counts(reply.text))
+                counted = checks.counts(reply.text)
+                self.checked.update(counted)
+                failed = checks.has_none(counted)
             if reply.error == "BudgetExceeded":
                 self.refused.add(id)
-            elif reply.error is not None:
+            elif failed:
                 self.failed.add(id)
         if numbered:
             self.session.give(numbered)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
-from rlm_graph import flow, models, prompts
+from rlm_graph import checks, flow, models, prompts
 from rlm_graph.citations import coverage_of, standing
 from rlm_graph.context import read_text
 from rlm_graph.dialect import reads
@@ -21,12 +23,19 @@ from rlm_graph.kernel.cell import TIMEOUT
 from rlm_graph.ledger import Limits
 from rlm_graph.nodes.cell import Node, run_cell, working_on
 from rlm_graph.nodes.plan import NOTHING_READ, not_begun, reply_of, root_reply, turn_id
+from rlm_graph.outcome import Coverage
 from rlm_graph.response import structured
 from rlm_graph.settings import Settings
-from rlm_graph.state import Draft, State, StopReason
+from rlm_graph.state import Cell, Draft, State, StopReason
 from rlm_graph.tree import NoRoom, Tree, forget_tree, tree_of
 
 _NOTHING_ANSWERED = "none of {calls:,} calls was answered, so there is nothing to answer from: {reason}"
+_REFUSED = "a sub-model refused {refused:,} of the {results:,} chunks that it was asked about"
+_FAILED = "{failed:,} of the {results:,} chunks that a sub-model was asked about got no answer that can be used"
+_NOT_FOUND = (
+    "no answer was found in the {results:,} chunks that a sub-model was asked about: {absent:,} do not say, "
+    "{empty:,} were answered with nothing; {read}"
+)
 _UNREAD = "no cell has named the context, a model or a tool: the answer may come from the question alone"
 _CUT_OFF = "{calls:,} model calls were cut off in flight: what their provider charges for them is not in `usage`"
 _ANSWERING: tuple[StopReason, ...] = ("answered", "errors", "max_turns")
@@ -53,7 +62,7 @@ def compose(settings: Settings, depth: int) -> Node:
         if reason is None:
             return update
         async with working_on(state["run"]):
-            if reason in _ANSWERING and (why := await nothing_from(after, tree)):
+            if why := await nothing_from(after, tree, reason):
                 raise NothingRead(why)
         return {**update, **await _end(after, tree, settings, depth, await best_answer(after, tree), reason)}
 
@@ -75,18 +84,31 @@ async def _in_form(state: State, tree: Tree, settings: Settings, depth: int) -> 
         return {"draft": unready, "queue": [], "notice": notice, "misfits": misfits, "phase": "compose"}
 
 
-async def nothing_from(state: State, tree: Tree) -> str:
-    """Why the run has nothing to answer from; empty where it has something."""
+async def nothing_from(state: State, tree: Tree, reason: StopReason) -> str:
+    """Why the run has nothing to answer from; empty where it has something, or where a limit kept it from that."""
     journal = state.get("journal") or []
-    if all(cell["lost"] for cell in journal):
+    if reason in _ANSWERING and all(cell["lost"] for cell in journal):
         return (journal[-1]["error"] or "").strip() if journal else NOTHING_READ
-    cells = journal[state["start"]["cell"] :]
+    # Calls that `max_calls` refused are not among the failed ones: where all have failed, it cost them second tries.
+    return await _all_failed(state, tree) if reason in (*_ANSWERING, "max_calls") else ""
+
+
+async def _all_failed(state: State, tree: Tree) -> str:
+    """Why every call failed; empty where one did not, or none was made."""
+    cells = (state.get("journal") or [])[state["start"]["cell"] :]
     asked = sum(cell["asked"] for cell in cells)
-    if not tree.ledger.progress()["failed"] or sum(cell["failed"] for cell in cells) < asked:
+    if not asked or sum(cell["failed"] for cell in cells) < asked:
         return ""
     ids = [id for cell in cells if cell["calls"] for id in await tree.get(cell["calls"])]
-    told = [r.message for r in (await tree.replies(ids)).values() if r.error not in ("PromptTooLong", "ToolError")]
-    return _NOTHING_ANSWERED.format(calls=asked, reason=told[-1]) if told else ""
+    replies = (await tree.replies(ids)).values()
+    told = [
+        r.message if r.text is None else checks.why_none(r.text)
+        for r in replies
+        if r.error not in ("PromptTooLong", "ToolError")
+    ]
+    # A call of a model that is not there was never made.
+    made = tree.ledger.progress()["failed"] or any(r.text is not None for r in replies)
+    return _NOTHING_ANSWERED.format(calls=asked, reason=told[-1]) if told and made else ""
 
 
 def has_read(state: State, settings: Settings) -> bool:
@@ -194,6 +216,21 @@ def _ended_by(limit: StopReason, limits: Limits, usage: Mapping[str, Any], turns
     return f"{limit}: {used} used{missing}"
 
 
+def _of_the_chunks(cells: Sequence[Cell], coverage: Coverage) -> list[str]:
+    """What the caller is told of chunks that sub-models were asked about: refused, unanswered, nothing found at all."""
+    counted: Counter[str] = Counter()
+    for cell in cells:
+        counted.update(cell["report"].get("checked", {}))
+    absent = counted["results"] - counted["found"] - counted["empty"] - counted["refused"] - counted["failed"]
+    told = [form.format(**counted) for name, form in (("refused", _REFUSED), ("failed", _FAILED)) if counted[name]]
+    if not counted["found"] and absent + counted["empty"]:
+        whole = not coverage["unread"] and not coverage["unread_more"]
+        share = f"at least {math.floor(coverage['read'] * 100)} % of the text was read"
+        read = "all of the text was read" if whole else share
+        told.append(_NOT_FOUND.format(results=counted["results"], absent=absent, empty=counted["empty"], read=read))
+    return told
+
+
 async def _rests_on(
     state: State, tree: Tree, settings: Settings, reason: StopReason
 ) -> tuple[dict[str, Any], list[str]]:
@@ -214,9 +251,11 @@ async def _rests_on(
             warnings.append(f"{lost:,} passages do not stand in the source, so they are not cited")
     if given["more"]:
         warnings.append(f"{given['more']:,} further passages are not listed as citations")
+    coverage = coverage_of(cells, source, direct=reason == "direct")
+    warnings += _of_the_chunks(cells, coverage)
     told = {
         "citations": citations,
-        "coverage": coverage_of(cells, source, direct=reason == "direct"),
+        "coverage": coverage,
         "verified": sum(cell["report"].get("checked", {}).get("verified", 0) for cell in cells),
     }
     return told, warnings
