@@ -39,6 +39,7 @@ DISAGREE = "two answers differ"
 ONE_OPINION = "only one answer could be had where two were wanted"
 NOT_CHECKED = "not checked: verify is off"
 NOT_ASKED_AGAIN = "{why} (and no call was left to ask again)"
+TOO_LONG_TO_ASK_AGAIN = "{why} (and it does not fit the model that is asked again)"
 BAD_ASK = "sub_call: {error}"
 
 

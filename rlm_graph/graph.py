@@ -15,7 +15,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph.store.base import BaseStore as Store
 from langgraph.types import Checkpointer
 
-from rlm_graph import flow, leaving
+from rlm_graph import flow, leaving, models
 from rlm_graph.approval import Approval, above
 from rlm_graph.checks import Verify
 from rlm_graph.kernel.gateway import Gateway, place
@@ -46,6 +46,7 @@ def create_rlm(
     model: Model,
     sub_model: Model | Sequence[Model] | None = None,
     *,
+    retry_model: Model | None = None,
     tools: Sequence[BaseTool | Callable[..., Any]] = (),
     response_format: Any = None,
     system_prompt: str | None = None,
@@ -74,6 +75,8 @@ def create_rlm(
         model: The root: a chat model, or `"provider:name"`.
         sub_model: Who answers the calls: one for all depths, or a list, one for each depth below the root. None:
             the root's own model.
+        retry_model: Who is asked again for answers of `sub_call(…)` that do not stand the check: as a rule a stronger
+            model than `sub_model`, at its own price and within its own window. None: who was asked before.
         tools: Functions for the kernel's code: LangChain tools, those of MCP servers, or plain functions with a
             docstring. They run here, count as calls, and may ask a human with `interrupt()`. Nested RLMs have them too.
         response_format: What the answer must look like: a pydantic class, a dataclass, a TypedDict or a JSON schema. An
@@ -129,6 +132,7 @@ def create_rlm(
     graph = build_rlm(
         model,
         sub_model,
+        retry_model=retry_model,
         tools=tools,
         response_format=response_format,
         system_prompt=system_prompt,
@@ -152,6 +156,7 @@ def build_rlm(
     model: Model,
     sub_model: Model | Sequence[Model] | None = None,
     *,
+    retry_model: Model | None = None,
     tools: Sequence[BaseTool | Callable[..., Any]] = (),
     response_format: Any = None,
     system_prompt: str | None = None,
@@ -173,6 +178,7 @@ def build_rlm(
     Args:
         model: See `create_rlm`, as for all the others.
         sub_model: …
+        retry_model: …
         tools: …
         response_format: …
         system_prompt: …
@@ -204,7 +210,9 @@ def build_rlm(
     if verify not in get_args(Verify):
         raise ValueError(f"verify={verify!r}: one of {', '.join(get_args(Verify))}")
     of_each = models_by_depth(model, sub_model)
+    again = None if retry_model is None else models.resolve(retry_model)
     asked_above = above(approve_above)
+    costs = costs_of(of_each if again is None else (*of_each, again), prices, limits, asked_above)
     settings = Settings(
         models=of_each,
         limits=limits,
@@ -214,7 +222,9 @@ def build_rlm(
         cache=cache,
         approve_above=asked_above,
         root_window=root_window,
-        costs=costs_of(of_each, prices, limits, asked_above),
+        costs=costs[: len(of_each)],
+        retry_model=again,
+        retry_cost=costs[-1],
         isolation=place(isolation),
         verify=verify,
         format=format_of(response_format),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -42,6 +42,8 @@ class Settings:
         approve_above: What a question may do before a human is asked, and between two such askings; None: all.
         root_window: Tokens that the root can be given; None: as its model's profile says.
         costs: How to price the calls of each of `models`; None where a price is not known.
+        retry_model: Who is asked again for answers of `sub_call(…)` that are in doubt; None: who was asked before.
+        retry_cost: How to price its calls.
         isolation: What keeps the model's code from the rest of the machine.
         contexts: Contexts that a caller may name instead of giving one.
         sub_graph: Where nested RLMs run; None: here.
@@ -60,6 +62,8 @@ class Settings:
     approve_above: Approval | None = None
     root_window: int | None = None
     costs: tuple[Cost | None, ...] = ()
+    retry_model: Runnable[Any, AIMessage] | None = None
+    retry_cost: Cost | None = None
     isolation: Isolation | Gateway = "auto"
     contexts: Mapping[str, Any] = field(default_factory=dict)
     sub_graph: RemoteGraph | None = None
@@ -71,6 +75,17 @@ class Settings:
     def model(self, depth: int) -> Runnable[Any, AIMessage]:
         """The model that works at `depth` (0: the root; 1: its sub-calls)."""
         return self.models[min(depth, len(self.models) - 1)]
+
+    @property
+    def every_model(self) -> tuple[Runnable[Any, AIMessage], ...]:
+        """All that may be asked."""
+        return self.models if self.retry_model is None else (*self.models, self.retry_model)
+
+    def asking_again(self) -> Settings:
+        """The same for asking again: below the root, `retry_model` works at every depth."""
+        if self.retry_model is None:
+            return self
+        return replace(self, models=(self.model(0), self.retry_model), costs=(self.cost(0), self.retry_cost))
 
     def window(self, depth: int) -> int | None:
         """Tokens that the root at `depth` can be given, where known."""
@@ -93,6 +108,8 @@ class Settings:
         """
         if "max_cost" in budget:
             named = {models.name_of(model): self.cost(depth) for depth, model in enumerate(self.models)}
+            if self.retry_model is not None:
+                named[models.name_of(self.retry_model)] = self.retry_cost
             prices.known_for(named, "max_cost in a budget")
 
     def kernel_options(self) -> KernelOptions:

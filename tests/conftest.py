@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,13 @@ class Scene:
 
 @pytest.fixture
 def scene() -> Iterator[Callable[..., Scene]]:
-    """`scene(root_script, sub_script, **server_options)`."""
+    """`scene(root_script, sub_script, **server_options)`; `others` are scripts of further models, by name."""
     servers: list[ModelServer] = []
 
-    def start(root: Script, sub: Script = lambda request: "ok", **options: Any) -> Scene:
-        server = ModelServer(by_model({"root": root, "sub": sub}), **options)
+    def start(
+        root: Script, sub: Script = lambda request: "ok", others: Mapping[str, Script] | None = None, **options: Any
+    ) -> Scene:
+        server = ModelServer(by_model({"root": root, "sub": sub, **(others or {})}), **options)
         servers.append(server.__enter__())
         return Scene(server)
 

@@ -34,8 +34,9 @@ class Work:
         cell: Code of the cell that is running or next; None when none is.
         phase: Its phase.
         question: Which of the thread's questions it works for.
-        model: Hash of the model that answers its calls, and its window in tokens where known.
-        window: Tokens that model can be given.
+        model: Hash of the model that answers its calls.
+        window: Tokens that model can be given, where known.
+        retry: Hash of the model that is asked again where an answer is in doubt; None: the same.
         tools: What its code is told of the tools that it may call.
         dialect: Whether it finds the RLM's own names: those that ask models, and the answer.
     """
@@ -52,6 +53,7 @@ class Work:
     window: int | None
     tools: Sequence[Mapping[str, Any]] = ()
     dialect: bool = True
+    retry: str | None = None
 
     @property
     def digest(self) -> str:
@@ -65,6 +67,7 @@ class Attempt:
     Attributes:
         id: Its own durable name, under which its reply is kept.
         number: How many there were before.
+        again: Whether something was wrong with those: they were no mere first opinion.
         prompt: The task.
         context: What is asked about, and what was wrong before.
         so_far: What the cell would get if there were no further attempt.
@@ -72,6 +75,7 @@ class Attempt:
 
     id: str
     number: int
+    again: bool
     prompt: str
     context: dict[str, Any]
     so_far: str
@@ -220,7 +224,7 @@ class Kernel:
         return [self._identify(call, work) for call in event.calls]
 
     def _identify(self, call: Call, work: Work) -> str:
-        payload = payload_of(call, work.model)
+        payload = payload_of(call, work.model, work.retry)
         nth = self._payloads[payload]
         id = call_id(self.run, work.index, payload, nth)
         self._payloads[payload] += 1
@@ -259,9 +263,12 @@ class Kernel:
         return Rerun(cell["index"], asked, unknown, self.take_outcome(past))
 
 
-def payload_of(call: Call, model: str) -> str:
-    """Hash of what a call asks, the model that answers it included (its settings' hash); a tool asks no model."""
-    return content_hash([call.kind, call.prompt, call.context, call.model, None if call.kind == "tool" else model])
+def payload_of(call: Call, model: str, retry: str | None) -> str:
+    """Hash of what a call asks, the models that answer it included (see `Work`); a tool asks no model."""
+    asked: Any = None if call.kind == "tool" else model
+    if call.kind == "sub" and retry is not None:
+        asked = [model, retry]
+    return content_hash([call.kind, call.prompt, call.context, call.model, asked])
 
 
 def difference(cell: Cell, rerun: Rerun) -> str | None:

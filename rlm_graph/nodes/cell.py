@@ -90,6 +90,7 @@ def work_of(state: State, settings: Settings, depth: int) -> Work:
         question=state["start"]["question"],
         model=models.settings_hash(below),
         window=models.window_of(below),
+        retry=None if settings.retry_model is None else models.settings_hash(settings.retry_model),
         tools=[tool.spec for tool in settings.tools],
     )
 

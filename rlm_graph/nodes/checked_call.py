@@ -18,6 +18,17 @@ from rlm_graph.tree import NoRoom, Tree
 
 def checked_call(settings: Settings, depth: int, tree: Tree, config: RunnableConfig) -> Answer:
     """Who answers the structured asks of an RLM at `depth`. The reply is raw: `verify` reads and checks it."""
+    first = _answered_by(settings, depth, tree, config)
+    again = _answered_by(settings.asking_again(), depth, tree, config)
+
+    async def answer(asked: Asked) -> tuple[Reply, Spent | None]:
+        return await (again if asked["context"].get("again") else first)(asked)
+
+    return answer
+
+
+def _answered_by(settings: Settings, depth: int, tree: Tree, config: RunnableConfig) -> Answer:
+    """The sub-model of these parameters, or the cache."""
     model, cache = settings.model(depth + 1), settings.cache
     name, settings_hash = models.name_of(model), models.settings_hash(model)
     shown = models.unheard(models.named(config, "sub_call"))

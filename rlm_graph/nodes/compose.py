@@ -294,7 +294,7 @@ async def _end(
         "wave": None,
     }
     if depth == 0:
-        notes = sorted({note for m in settings.models if (note := models.note_of(m))})
+        notes = sorted({note for m in settings.every_model if (note := models.note_of(m))})
         metadata = {"stop_reason": reason, **({"note": "; ".join(notes)} if notes else {})}
         # No `model_name`: callbacks have counted each model's own calls, and would count these once more.
         read, written = usage["input_tokens"], usage["output_tokens"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from langchain_core.runnables import RunnableConfig
@@ -24,6 +25,7 @@ from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
 from rlm_graph.tree import MOST_KEPT, NoRoom, Tree, tree_of
+from rlm_graph.usage import total_cost
 
 BATCH = 100
 """Calls in one `ask` task: a `Send` each would cost milliseconds a call and grow with the square of their number."""
@@ -48,7 +50,12 @@ class Decided:
 
 
 def decide(
-    calls: dict[str, Call], depth: int, limits: Limits, models_known: Sequence[str], window: int | None
+    calls: Mapping[str, Call],
+    depth: int,
+    limits: Limits,
+    models_known: Sequence[str],
+    window: int | None,
+    again: Mapping[str, int | None] = MappingProxyType({}),
 ) -> Decided:
     """Which calls are plain, which become nested RLMs, and which cannot be made. A pure function.
 
@@ -58,6 +65,7 @@ def decide(
         limits: The limits.
         models_known: Names that `llm_query(…, model=…)` may use here.
         window: Tokens that the sub-model can be given, where known.
+        again: The same of the model that answers those among the calls which are asked again.
     """
     plain: list[str] = []
     nested: list[str] = []
@@ -65,7 +73,8 @@ def decide(
     may_call, may_nest = depth < limits.max_depth, depth + 2 <= limits.max_depth
     for id, call in calls.items():
         tokens = estimate(len(prompt_of(call)))
-        too_long = window is not None and tokens > window
+        takes = again.get(id, window)
+        too_long = takes is not None and tokens > takes
         if call.kind == "tool":
             plain.append(id)  # no model answers it, so neither depth nor window bounds it
         elif not may_call:
@@ -75,7 +84,7 @@ def decide(
         elif may_nest and (call.kind == "rlm" or (call.kind == "llm" and too_long)):
             nested.append(id)
         elif too_long:
-            refused[id] = _error("PromptTooLong", prompts.TOO_LONG.format(tokens=tokens, window=window))
+            refused[id] = _error("PromptTooLong", prompts.TOO_LONG.format(tokens=tokens, window=takes))
         else:
             plain.append(id)
     return Decided(tuple(plain), tuple(nested), refused)
@@ -116,6 +125,18 @@ def paid_as(kernel: Kernel, id: str) -> str:
     return kernel.attempts[id].id if id in kernel.attempts else id
 
 
+def asked_next(kernel: Kernel, id: str) -> Call:
+    """A waiting call, a structured ask with what its next attempt is about: the texts that are still open."""
+    call, attempt = kernel.waiting[id], kernel.attempts.get(id)
+    return call if attempt is None or not attempt.number else replace(call, context=attempt.context)
+
+
+def asking(kernel: Kernel, id: str, settings: Settings) -> Settings:
+    """The parameters by which a waiting call is asked next: those for asking again, where it is."""
+    attempt = kernel.attempts.get(id)
+    return settings.asking_again() if attempt is not None and attempt.again else settings
+
+
 def _nth(kernel: Kernel, id: str) -> int:
     """How many equal prompts came before: each attempt is a sample of its own, also where a cache is asked."""
     return kernel.nth[id] * 100 + kernel.attempts[id].number
@@ -142,8 +163,10 @@ def dispatch(settings: Settings, depth: int) -> Node:
                     raise
                 return {"wave": _nothing(state)}  # the cell's own node tells the root how its kernel ended
             await settle_on_record(kernel, tree, settings)
-            below = settings.model(depth + 1)
-            decided = decide(kernel.waiting, depth, settings.limits, [models.name_of(below)], work.window)
+            below, again = settings.model(depth + 1), settings.asking_again().model(depth + 1)
+            calls = {id: asked_next(kernel, id) for id in kernel.waiting}
+            windows = {id: models.window_of(again) for id, attempt in kernel.attempts.items() if attempt.again}
+            decided = decide(calls, depth, settings.limits, [models.name_of(below)], work.window, windows)
             await refuse(kernel, tree, decided.refused)
             limit = await _approved(state, kernel, tree, settings, depth, decided.nested)
             wave = await _wave(state, kernel, tree, settings, depth, decided)
@@ -161,7 +184,9 @@ async def refuse(kernel: Kernel, tree: Tree, refused: dict[str, Reply]) -> None:
     """
     kernel.turned_away.update(kernel.waiting[id].group or id for id in refused if id in kernel.waiting)
     partly = {
-        id: in_doubt(kernel.attempts[id]) for id in refused if id in kernel.attempts and kernel.attempts[id].number
+        id: in_doubt(kernel.attempts[id], reply)
+        for id, reply in refused.items()
+        if id in kernel.attempts and kernel.attempts[id].number
     }
     wholly = {id: reply for id, reply in refused.items() if id not in partly}
     if partly:
@@ -181,17 +206,18 @@ def reserve(
 
     Args:
         kernel: Where they wait.
-        group: Their ids.
+        group: Their ids; those asked again stand by themselves.
         tree: Whose ledger it is.
         settings: The RLM's parameters.
         depth: Depth of the RLM whose cell calls.
         most: See `Ledger.reserve`.
     """
-    calls = [kernel.waiting[id] for id in group]
+    calls = [asked_next(kernel, id) for id in group]
     weights = {paid_as(kernel, id): weigh(kernel.waiting[id]) for id in group}
     if not tree.has_space(weights):
         return _error("BudgetExceeded", prompts.NO_SPACE.format(most=MOST_KEPT))
-    need = paid.least_of(tree, settings, depth + 1, [prompt_of(c) for c in calls if c.kind in ("llm", "sub")])
+    by = asking(kernel, group[0], settings)
+    need = paid.least_of(tree, by, depth + 1, [prompt_of(c) for c in calls if c.kind in ("llm", "sub")])
     verdict = tree.ledger.reserve([paid_as(kernel, id) for id in group], most, need)
     if verdict == "reserved":
         tree.take_space(weights)
@@ -214,8 +240,13 @@ def without_room(no_room: NoRoom, tree: Tree, most: Amount) -> Reply:
 
 def cost_of(kernel: Kernel, ids: Sequence[str], settings: Settings, depth: int) -> float | None:
     """What waiting calls will cost in US dollars, roughly; what nested RLMs will ask is not in it."""
-    asked = [prompt_of(kernel.waiting[id]) for id in ids if kernel.waiting[id].kind != "tool"]
-    return paid.about(settings, depth + 1, asked, approval.USUAL_REPLY)
+    first: list[str] = []
+    again: list[str] = []
+    for id in ids:
+        if (call := asked_next(kernel, id)).kind != "tool":
+            (first if asking(kernel, id, settings) is settings else again).append(prompt_of(call))
+    by = ((settings, first), (settings.asking_again(), again))
+    return total_cost(paid.about(each, depth + 1, asked, approval.USUAL_REPLY) for each, asked in by if asked)
 
 
 async def _approved(
@@ -242,11 +273,13 @@ async def _approved(
         )
     await tree.note_asked(about)
     allowed, complaint = None, ""
-    tokens = sum(estimate(len(prompt_of(call))) for call in kernel.waiting.values() if call.kind != "tool")
+    prompted = [asked_next(kernel, id) for id in ids if kernel.waiting[id].kind != "tool"]
+    tokens = sum(estimate(len(prompt_of(call))) for call in prompted)
+    asked = dict.fromkeys(models.name_of(asking(kernel, id, settings).model(depth + 1)) for id in ids)
     while allowed is None:
-        model = models.name_of(settings.model(depth + 1))
-        asking = approval.request(kernel.waiting, model, len(nested), tree.ledger.with_these(()), tokens, cost)
-        said = interrupt({**asking, "complaint": complaint} if complaint else asking)
+        had = tree.ledger.with_these(())
+        request = approval.request(kernel.waiting, ", ".join(asked), len(nested), had, tokens, cost)
+        said = interrupt({**request, "complaint": complaint} if complaint else request)
         allowed, complaint = approval.calls_allowed(said, len(ids)), approval.not_understood(said)
     kept_back, let_go = ids[allowed:], [paid_as(kernel, id) for id in ids[:allowed]]
     so_far += cost_of(kernel, ids[:allowed], settings, depth) or 0.0
@@ -267,9 +300,9 @@ async def _wave(state: State, kernel: Kernel, tree: Tree, settings: Settings, de
         if isinstance(verdict, Reply):
             await refuse(kernel, tree, dict.fromkeys(group, verdict))
     going = [id for id in order if id in kernel.waiting][:breadth]
-    asking = await tree.asking([id for id in going if kernel.waiting[id].kind == "tool"])
-    plain = [id for id in going if id not in nests and id not in asking]
-    alone = [id for id in going if id in asking][:NESTED_AT_ONCE]
+    humans = await tree.asking([id for id in going if kernel.waiting[id].kind == "tool"])
+    plain = [id for id in going if id not in nests and id not in humans]
+    alone = [id for id in going if id in humans][:NESTED_AT_ONCE]
     nested = [id for id in going if id in nests][:NESTED_AT_ONCE]
     # One part of what is left stays for the other calls of the tree.
     parts = range(len(nested) + 1, 1, -1)

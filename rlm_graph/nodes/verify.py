@@ -89,15 +89,12 @@ def next_of(id: str, call: Call, replies: list[Reply], allowed: int, verify: che
     notes = {} if verify == "twice" else wrong
     texts = {id: ask.texts[id] for id in state.open}
     number = len(replies)
-    return Attempt(
-        id=checks.attempt_id(id, number),
-        number=number,
-        prompt=call.prompt,
-        context={"call": id, "texts": texts, "schema": ask.schema, "quotes": ask.quotes, "notes": notes},
-        so_far=so_far,
-    )
+    again = any(why != asks.ONE_OPINION for why in wrong.values())
+    asked = {"call": id, "texts": texts, "schema": ask.schema, "quotes": ask.quotes, "notes": notes, "again": again}
+    return Attempt(checks.attempt_id(id, number), number, again, call.prompt, asked, so_far)
 
 
-def in_doubt(attempt: Attempt) -> Reply:
+def in_doubt(attempt: Attempt, refused: Reply) -> Reply:
     """What the cell gets of an ask that cannot be asked again: what stands, and the rest marked."""
-    return Reply(text=checks.marked(attempt.so_far, asks.NOT_ASKED_AGAIN))
+    form = asks.TOO_LONG_TO_ASK_AGAIN if refused.error == "PromptTooLong" else asks.NOT_ASKED_AGAIN
+    return Reply(text=checks.marked(attempt.so_far, form))

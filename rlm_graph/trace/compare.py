@@ -36,7 +36,7 @@ def _facts(trajectory: Trajectory) -> dict[str, str | None]:
     facts: dict[str, str | None] = {
         "question": models.without_keys(run.run["question"]),
         "context": ", ".join(f"{s['name']} ({s['chars']:,} characters)" for s in run.run["sources"][-1:]),
-        "models": ", ".join(dict.fromkeys(run.run["models"])),
+        "models": ", ".join(dict.fromkeys(run.models)),
         "answer": _answer(run.answer["answer"]) if run.answer else None,
         "stop reason": run.answer["stop_reason"] if run.answer else "not ended",
         "turns": _number(usage.get("turns", len(run.turns))),

@@ -51,12 +51,21 @@ class Said(TypedDict):
     """0: the run that was asked for; 1: an RLM that its cells called; and so on."""
 
 
+class Retry(TypedDict):
+    """Who is asked again for answers in doubt: a model's name, and the hash of it and its settings."""
+
+    model: str
+    settings: str
+
+
 class Below(TypedDict):
     """What a run's cells may call: hash of the sub-model and its settings, its window in tokens, the user's tools."""
 
     settings: str
     window: int | None
     tools: list[dict[str, Any]]
+    retry: NotRequired[Retry]
+    """Where that is another than the sub-model."""
 
 
 class Run(Said):

@@ -28,6 +28,7 @@ async def state_at(
     cell: int,
     sub_model: Runnable[Any, Any],
     *,
+    retry_model: Runnable[Any, Any] | None = None,
     isolation: Isolation = "auto",
     store: BaseStore[str, bytes] | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ async def state_at(
         trajectory: What was recorded.
         cell: Index of the cell in whose place the model is asked.
         sub_model: Who answers the calls of the graph that goes on.
+        retry_model: Who is asked again there, where that is another.
         isolation: What the recorded code is kept in.
         store: The content store of that graph; None: the default one.
 
@@ -57,8 +59,9 @@ async def state_at(
         raise TraceError(f"it goes another way before cell {cell}: {again.difference}")
     run = new_run()
     record = Tree(f"{run}.replayed", Limits(), store, 1, lasting=True)
+    retry = None if retry_model is None else models.settings_hash(retry_model)
     for call, nth, index, reply in again.calls:
-        payload = payload_of(call, models.settings_hash(sub_model))
+        payload = payload_of(call, models.settings_hash(sub_model), retry)
         await record.record(call_id(run, index, payload, nth), reply)
     held = [{"type": "rlm_context", "id": source["id"]} for source in told.run["sources"]]
     sources = [await asyncio.to_thread(take_in, each, store) for each in held]

@@ -238,6 +238,7 @@ def _work(run: RunTold, journal: list[Cell]) -> Work:
         model=below["settings"],
         window=below["window"],
         tools=below["tools"],
+        retry=below["retry"]["settings"] if "retry" in below else None,
     )
 
 

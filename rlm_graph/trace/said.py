@@ -19,6 +19,7 @@ from rlm_graph.trace.events import (
     Answer,
     Answered,
     AtCell,
+    Below,
     Dispatch,
     Entry,
     Made,
@@ -131,8 +132,14 @@ def _said(state: State, depth: int) -> Said:
 
 
 def _run(state: State, settings: Settings, depth: int) -> Run:
-    below = settings.model(depth + 1)
-    tools = [dict(tool.spec) for tool in settings.tools]
+    below, again = settings.model(depth + 1), settings.retry_model
+    called: Below = {
+        "settings": models.settings_hash(below),
+        "window": models.window_of(below),
+        "tools": [dict(tool.spec) for tool in settings.tools],
+    }
+    if again is not None:
+        called["retry"] = {"model": models.name_of(again), "settings": models.settings_hash(again)}
     return {
         **_said(state, depth),
         "event": "run",
@@ -141,7 +148,7 @@ def _run(state: State, settings: Settings, depth: int) -> Run:
         "question": state["asked"],
         "sources": [_reference(source) for source in state["sources"]],
         "models": [models.name_of(model) for model in settings.models],
-        "below": {"settings": models.settings_hash(below), "window": models.window_of(below), "tools": tools},
+        "below": called,
         "limits": asdict(settings.limits),
     }
 

@@ -73,6 +73,13 @@ class RunTold:
     replies: dict[str, Answered]
     answer: Answer | None
 
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that it may ask: the root's, one for each depth, and who is asked again."""
+        told: Mapping[str, Any] = self.run
+        retry = told.get("below", {}).get("retry")
+        return [*told.get("models", []), *([retry["model"]] if retry else [])]
+
 
 def read_trace(path: str | os.PathLike[str]) -> Trajectory:
     """Reads a trajectory file, also one whose process was killed: a last line that is cut off is left out.

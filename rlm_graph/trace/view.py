@@ -48,7 +48,7 @@ def view(trajectory: Trajectory, texts: Mapping[str, str]) -> dict[str, Any]:
         "stop_reason": end.get("stop_reason", "did not end"),
         "warnings": list(end.get("warnings") or []),
         "seconds": round(max(_last_moment(told) for told in runs) - began, 3),
-        "models": list(top.run.get("models") or []),
+        "models": top.models,
         "context": {name: source.get(name) for name in ("name", "kind", "chars", "tokens", "items")},
         "usage": dict(end.get("usage") or {}),
         "spent": _spent(runs),
