@@ -18,6 +18,7 @@ import pytest
 from rlm_graph import Limits, build_rlm, create_rlm
 from rlm_graph.cli import DEFAULT_MODEL
 from rlm_graph.graph import Graph
+from rlm_graph.kernel.inside.checked import PACKED_CHUNKS, PACKED_TOKENS
 from rlm_graph.kernel.inside.toolkit import Toolkit
 from rlm_graph.kernel.isolation import Isolation
 from rlm_graph.offline import OfflineReader, OfflineRoot
@@ -124,6 +125,11 @@ def test_every_limit_is_named_with_its_default() -> None:
 def test_every_parameter_is_named(made_by: Any) -> None:
     told = " ".join(rows(section("Parameters")))
     assert [name for name in signature(made_by).parameters if name != "model" and f"`{name}`" not in told] == []
+
+
+def test_both_bounds_of_a_packed_call_are_named() -> None:
+    told = section("Results, citations, coverage")
+    assert f"up to {PACKED_CHUNKS} chunks and {PACKED_TOKENS:,} tokens".replace(",", " ") in told.replace("\n", " ")
 
 
 def test_every_isolation_is_named() -> None:

@@ -13,7 +13,7 @@ from .pieces import Piece, Places, place_of
 from .values import json_like, plain_text
 
 PACKED_TOKENS = 16_000
-"""Tokens of a packed call, at most half of the model's window."""
+"""Tokens of a packed call, at most half of the model's window: a model that is given more loses count as well."""
 PACKED_CHUNKS = 300
 """Chunks of a packed call: a model that has to give more answers at once loses count."""
 
@@ -131,7 +131,7 @@ def sub_call_names(
         sub_call(lines, "Which class?", schema=Literal["spam", "ham"], pack=True)   hundreds of records a call
 
         schema   a pydantic class, any type of Python's, or a JSON schema; without it the answer is a str
-        pack     True: as many chunks a call as fit; a number: as many as fit so many tokens
+        pack     True: up to 300 chunks and 16,000 tokens a call; a number: up to 300 and so many tokens
         quotes   whether an answer must be shown by quotes; without it: not for packed chunks
 
         Each Result has .answer (None where the chunk does not say), .quotes (verbatim pieces), .confidence,
