@@ -163,10 +163,10 @@ def dispatch(settings: Settings, depth: int) -> Node:
                     raise
                 return {"wave": _nothing(state)}  # the cell's own node tells the root how its kernel ended
             await settle_on_record(kernel, tree, settings)
-            below, again = settings.model(depth + 1), settings.asking_again().model(depth + 1)
+            below, window = settings.model(depth + 1), models.window_of(settings.asking_again().model(depth + 1))
             calls = {id: asked_next(kernel, id) for id in kernel.waiting}
-            windows = {id: models.window_of(again) for id, attempt in kernel.attempts.items() if attempt.again}
-            decided = decide(calls, depth, settings.limits, [models.name_of(below)], work.window, windows)
+            again = {id: window for id, attempt in kernel.attempts.items() if attempt.again}
+            decided = decide(calls, depth, settings.limits, [models.name_of(below)], work.window, again)
             await refuse(kernel, tree, decided.refused)
             limit = await _approved(state, kernel, tree, settings, depth, decided.nested)
             wave = await _wave(state, kernel, tree, settings, depth, decided)
