@@ -328,7 +328,7 @@ def test_a_name_in_code_is_no_key(code: str) -> None:
 
 
 def test_failing_synchronous_runs_leave_no_threads_and_no_trees(scene: Any) -> None:
-    from rlm_graph.tree import _trees
+    from rlm_graph.trees import _trees
 
     s = scene(scripted("```repl chunk\ngot = llm_query_batched(list('abcdefghij'))\n```", Answer("down", status=500)))
     rlm, trees, before = s.rlm(), {*_trees}, {*threading.enumerate()}

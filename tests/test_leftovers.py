@@ -18,7 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from conftest import kernels
 from model_server import Answer, ModelServer, Request, scripted
 from rlm_graph.errors import ModelError
-from rlm_graph.tree import _trees
+from rlm_graph.trees import _trees
 
 TEXT = "some text to work on. " * 100
 THREAD: Any = {"configurable": {"thread_id": "1"}}

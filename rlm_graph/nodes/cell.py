@@ -18,7 +18,8 @@ from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Done, Draft, Phase, State, SubCall
 from rlm_graph.trace import said
 from rlm_graph.trace.events import AtCell
-from rlm_graph.tree import INLINE, Tree, at_work, forget_failed, tree_of
+from rlm_graph.tree import INLINE, Tree
+from rlm_graph.trees import at_work, forget_failed, tree_of
 
 Act = Callable[[Any, RunnableConfig], Coroutine[Any, Any, dict[str, Any]]]
 

@@ -27,7 +27,8 @@ from rlm_graph.outcome import Coverage
 from rlm_graph.response import structured
 from rlm_graph.settings import Settings
 from rlm_graph.state import Cell, Draft, State, StopReason
-from rlm_graph.tree import NoRoom, Tree, forget_tree, tree_of
+from rlm_graph.tree import NoRoom, Tree
+from rlm_graph.trees import forget_tree, tree_of
 
 _NOTHING_ANSWERED = "none of {calls:,} calls was answered, so there is nothing to answer from: {reason}"
 _REFUSED = "a sub-model refused {refused:,} of the {results:,} chunks that it was asked about"

@@ -24,7 +24,8 @@ from rlm_graph.nodes.verify import in_doubt, settle_on_record
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Call, Reply, State, Wave
 from rlm_graph.tokens import estimate
-from rlm_graph.tree import MOST_KEPT, NoRoom, Tree, tree_of
+from rlm_graph.tree import MOST_KEPT, NoRoom, Tree
+from rlm_graph.trees import tree_of
 from rlm_graph.usage import total_cost
 
 BATCH = 100

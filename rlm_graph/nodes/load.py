@@ -20,7 +20,7 @@ from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.state import Source, State
 from rlm_graph.sweep import keep_small, touch
-from rlm_graph.tree import CHECKPOINTER, tree_of
+from rlm_graph.trees import CHECKPOINTER, tree_of
 
 _SAID_LINES, _SAID_CHARS = 6, 400
 """How much of the earlier conversation the root is told, in lines and in characters of each."""

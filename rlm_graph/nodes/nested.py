@@ -20,7 +20,8 @@ from rlm_graph.nodes.dispatch import over_budget
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, NestedCall, NestedInput, Reply, SubCall, Usage
 from rlm_graph.trace.watched import show
-from rlm_graph.tree import Tree, at_work, tree_of
+from rlm_graph.tree import Tree
+from rlm_graph.trees import at_work, tree_of
 
 _LOOK_SECONDS = 0.1
 """How often a nested run looks whether the cell still wants its answer."""

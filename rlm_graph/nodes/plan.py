@@ -20,7 +20,8 @@ from rlm_graph.settings import Settings
 from rlm_graph.state import Reply, State, Turn
 from rlm_graph.trace import said
 from rlm_graph.trace.watched import say
-from rlm_graph.tree import NoRoom, Tree, tree_of
+from rlm_graph.tree import NoRoom, Tree
+from rlm_graph.trees import tree_of
 
 NOTHING_READ = "the root answered from the question alone: no cell has run, so nothing of the context was read"
 

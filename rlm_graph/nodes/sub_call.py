@@ -31,7 +31,8 @@ from rlm_graph.nodes.tool_call import tool_call
 from rlm_graph.settings import Settings
 from rlm_graph.state import Asked, Reply, SubCall, SubCallOutput
 from rlm_graph.trace.watched import show_progress
-from rlm_graph.tree import NoRoom, Tree, tree_of
+from rlm_graph.tree import NoRoom, Tree
+from rlm_graph.trees import tree_of
 
 _LOOK_SECONDS = 0.1
 """How often a pump that hears nothing looks whether its siblings still run."""

@@ -19,7 +19,8 @@ from rlm_graph.kernel.kernel import Attempt, Kernel
 from rlm_graph.nodes.cell import Node, working_on
 from rlm_graph.settings import Settings
 from rlm_graph.state import Call, Reply, State
-from rlm_graph.tree import Tree, tree_of
+from rlm_graph.tree import Tree
+from rlm_graph.trees import tree_of
 
 
 def verify(settings: Settings) -> Node:

@@ -15,7 +15,8 @@ from langgraph.config import get_config, get_stream_writer
 from rlm_graph.nodes.cell import Node
 from rlm_graph.settings import Settings
 from rlm_graph.trace import events, said
-from rlm_graph.tree import Tree, tree_of
+from rlm_graph.tree import Tree
+from rlm_graph.trees import tree_of
 
 PROGRESS_EVERY = 0.25
 """Seconds between two progress events of a tree."""
