@@ -157,6 +157,10 @@ SCREENS = scripted(
 )
 
 
+def one_by_one(request: Request) -> Answer:
+    return Answer("ok", latency=0.2 + int(request.prompt) / 5)
+
+
 @pytest.fixture(scope="module", params=[80, 200])
 def screens(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, list[str]]:
     """A terminal's width, a folder with what was recorded in one of that width, and what `ask --verbose` left there."""
@@ -164,7 +168,7 @@ def screens(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[int
     (folder / "big.txt").write_text(BIG)
     shown, other = (Terminal(request.param, 200, folder / "home") for _ in range(2))
     ask = ["ask", "Which word is it that stands in the first line, and is there any other?", folder / "big.txt"]
-    with ModelServer(by_model({"root": SCREENS, "sub": lambda request: Answer("ok", latency=0.8)})) as server:
+    with ModelServer(by_model({"root": SCREENS, "sub": one_by_one})) as server:
         models = ["--base-url", server.base_url, "--model", "openai:root", "--sub-model", "openai:sub"]
         trace = ["--trace", folder / "run.jsonl", "--texts"]
         assert shown.run(*ask, *models, *trace, "--verbose", "--max-tokens", "900000") == 0
