@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from ipykernel.displayhook import ZMQShellDisplayHook
@@ -88,6 +89,7 @@ class BoundedStream(OutStream):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._taking_in = _thread.allocate_lock()
+        self._taking = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._log_room = _LOG_BYTES
         super().__init__(*args, **options)  # type: ignore[no-untyped-call]
@@ -96,6 +98,8 @@ class BoundedStream(OutStream):
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
         if os.getpid() == self._master_pid:
+            with suppress(OSError):  # its descriptor was closed, or the log is full
+                self.take_in()  # what a child wrote before it ended stands before what its parent says of it
             SCREEN.write(string)
         else:
             # A forked child has a copy of the screen only; its descriptor leads to the parent.
@@ -119,17 +123,30 @@ class BoundedStream(OutStream):
     def take_in(self) -> bool:
         """Puts on the screen what has been written to the descriptor; False if nobody can write to it any more.
 
-        The lock is for what the other thread has read but not put there yet: an empty pipe does not tell of it.
+        The lock is for what the other thread has read but not put there yet: an empty pipe does not tell of it. As in
+        `Screen`, it is a bare one, and a signal's handler that prints while this thread holds it is not kept waiting.
         """
+        me = _thread.get_ident()
+        if self._taking == me:
+            return True
         with self._taking_in:
-            if not self._readable().poll(0):
-                return True
-            read = os.read(self._fid or 0, _PIPE_BYTES)
-            SCREEN.write(self._decoder.decode(read))
+            self._taking = me
+            try:
+                if not self._waiting.poll(0):
+                    return True
+                read = os.read(self._fid or 0, _PIPE_BYTES)
+                SCREEN.write(self._decoder.decode(read))
+            finally:
+                self._taking = 0
         if self._log_room > 0:
             # The last words of a library that aborts the process explain its death to the host.
             self._log_room -= os.write(self._original_stdstream_copy, read[: self._log_room])
         return bool(read)
+
+    @cached_property
+    def _waiting(self) -> select.poll:
+        """Asked by who holds the lock alone."""
+        return self._readable()
 
     def _readable(self) -> select.poll:
         readable = select.poll()
