@@ -12,7 +12,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from model_server import Answer, Request, scripted, spread
-from rlm_graph import Limits, tree
+from rlm_graph import Limits, trees
 from rlm_graph.kernel.inside.checked import packed
 from rlm_graph.kernel.session import close_all
 
@@ -356,7 +356,7 @@ async def test_no_attempt_is_paid_twice_when_kernel_and_process_are_gone(
     for _ in range(2):  # before each of its two looks at the answers, all that lives in this process goes
         await rlm.ainvoke(given, thread, interrupt_before=["verify"])
         close_all()
-        monkeypatch.setattr(tree, "_trees", OrderedDict())
+        monkeypatch.setattr(trees, "_trees", OrderedDict())
         given = None
     out = await rlm.ainvoke(None, thread)
     assert json.loads(out["answer"]) == [f"Payer{i}" for i in range(8)]

@@ -202,7 +202,8 @@ def test_a_nested_run_that_its_cell_no_longer_wants_begins_nothing_more(scene: A
 
 
 def test_a_synchronous_run_leaves_ctrl_c_as_it_was(scene: Any) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler
+    outside = signal.signal(signal.SIGINT, before)
     seen: list[Any] = []
 
     def sub(request: Request) -> str:
@@ -210,9 +211,12 @@ def test_a_synchronous_run_leaves_ctrl_c_as_it_was(scene: Any) -> None:
         return "```repl chunk\nanswer['content'] = context; answer['ready'] = True\n```"
 
     root = scripted("```repl chunk\nanswer['content'] = rlm_query('q', 'text'); answer['ready'] = True\n```")
-    assert scene(root, sub).rlm().invoke({"question": "q", "context": TEXT})["answer"] == "text"
-    assert before not in seen
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        assert scene(root, sub).rlm().invoke({"question": "q", "context": TEXT})["answer"] == "text"
+        assert seen and before not in seen
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 def heed_ctrl_c() -> None:

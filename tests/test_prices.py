@@ -78,10 +78,10 @@ def test_what_is_no_language_model_costs_nothing() -> None:
 def test_the_longest_reply_is_the_maximum_that_was_set_else_a_usual_one() -> None:
     assert models.longest_reply(openai("gpt-5-mini", max_tokens=700)) == 700
     assert models.longest_reply(openai("gpt-5-mini").bind(max_tokens=50)) == 50
-    assert models.longest_reply(openai("gpt-5-mini")) == models.USUAL_REPLY
-    assert models.longest_reply(openai("gpt-5-mini", max_tokens=128_000)) == models.USUAL_REPLY  # the provider's own
+    assert models.longest_reply(openai("gpt-5-mini")) == models.LONG_REPLY
+    assert models.longest_reply(openai("gpt-5-mini", max_tokens=128_000)) == models.LONG_REPLY  # the provider's own
     assert models.longest_reply(openai("gpt-5-mini"), ample=20_000) == 20_000
-    assert models.longest_reply(openai("a-model-of-my-own"), ample=20_000) == models.USUAL_REPLY
+    assert models.longest_reply(openai("a-model-of-my-own"), ample=20_000) == models.LONG_REPLY
 
 
 def test_only_a_model_that_has_the_parameter_is_told_how_long_its_reply_may_be() -> None:

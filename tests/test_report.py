@@ -214,7 +214,10 @@ PIXELS = """(() => {
     return [getComputedStyle(probe).color.match(/\\d+/g).join(), name];
   }));
   probe.remove();
-  const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+  const seen = copy.getContext("2d", { willReadFrequently: true });
+  seen.drawImage(canvas, 0, 0);
+  const { data, width } = seen.getImageData(0, 0, copy.width, copy.height);
   for (let at = 0; at < data.length; at += 4) {
     const name = named[[...data.slice(at, at + 3)].join()];
     if (data[at + 3] !== 255 || !name) continue;

@@ -74,6 +74,7 @@ async def test_an_interrupted_run_finds_its_variables_after_its_kernel_was_idle_
 ) -> None:
     monkeypatch.setattr(pool, "IDLE_SECONDS", 0.5)
     monkeypatch.setattr(pool, "ORPHAN_SECONDS", 0.3)
+    monkeypatch.setattr(pool, "_sweeping", None)  # an earlier test's next sweep is an hour away
     s = scene(ROOT, echo)
     rlm = s.rlm(checkpointer=InMemorySaver())
     await rlm.ainvoke({"question": "q", "context": TEXT}, THREAD, interrupt_before=["compose"])

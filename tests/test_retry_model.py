@@ -14,7 +14,7 @@ from langgraph.types import Command
 
 from conftest import chat
 from model_server import Answer, Request, scripted
-from rlm_graph import Limits, assert_replays, create_rlm, read_trace, tracing, tree
+from rlm_graph import Limits, assert_replays, create_rlm, read_trace, tracing, trees
 from rlm_graph.errors import ModelError, PriceError
 from rlm_graph.kernel.kernel import payload_of
 from rlm_graph.kernel.session import close_all
@@ -101,7 +101,7 @@ async def test_a_resumed_run_does_the_same_and_pays_nothing_twice(
     for _ in range(2):  # before each of its two looks at the answers, all that lives in this process goes
         await rlm_of(s, checkpointer=checkpointer).ainvoke(given, THREAD, interrupt_before=["verify"])
         close_all()
-        monkeypatch.setattr(tree, "_trees", OrderedDict())
+        monkeypatch.setattr(trees, "_trees", OrderedDict())
         given = None
     out = await rlm_of(s, checkpointer=checkpointer).ainvoke(None, THREAD)
     assert [row[0] for row in json.loads(out["answer"])] == [f"Payer{i}" for i in range(8)]

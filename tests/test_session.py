@@ -1,6 +1,7 @@
 """One kernel as the host sees it: calls, output, time, death, and what is left after the end."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -214,6 +214,7 @@ async def test_calls_work_in_the_loops_of_threads(session):
 async def test_awaited_threaded_and_batched_calls_mix(session):
     code = """
         import asyncio
+import contextlib
         a, b, c = await asyncio.gather(
             allm_query("a"), asyncio.to_thread(llm_query, "b"), arlm_query_batched(["c", ("d", "text")]))
         print(a, b, c, llm_query("e"))
@@ -619,9 +620,22 @@ async def test_a_child_of_the_kernel_does_not_hide_its_death(session):
         await run(session, code)
 
 
+def descendants(pid: int) -> list[int]:
+    """A process and those below it. (psutil compares the times of their starts, and now and then loses some.)"""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
 async def test_a_kernel_that_dies_while_loading_fails_the_loader(session, tmp_path):
-    for each in [psutil.Process(session.pid), *psutil.Process(session.pid).children(recursive=True)]:
-        each.suspend()  # so that it cannot have loaded before it dies
+    for pid in descendants(session.pid):
+        os.kill(pid, signal.SIGSTOP)  # so that it cannot have loaded before it dies
     (tmp_path / "text").write_text("text")
     loading = asyncio.ensure_future(session.bind("context", {"kind": "text", "path": str(tmp_path / "text")}))
     assert await until(lambda: session._bridge._asked)

@@ -142,7 +142,7 @@ def _no_longer_wanted(run: str) -> list[_Starting]:
 
 def _living() -> int:
     """Kernels that live, or are being started; under the lock."""
-    return len(_kernels) + len(_places) + len(_starting)
+    return sum(kernel.session.alive for kernel in _kernels.values()) + len(_places) + len(_starting)
 
 
 async def _session(run: str, options: KernelOptions, place: object) -> Session:
