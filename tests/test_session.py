@@ -214,7 +214,6 @@ async def test_calls_work_in_the_loops_of_threads(session):
 async def test_awaited_threaded_and_batched_calls_mix(session):
     code = """
         import asyncio
-import contextlib
         a, b, c = await asyncio.gather(
             allm_query("a"), asyncio.to_thread(llm_query, "b"), arlm_query_batched(["c", ("d", "text")]))
         print(a, b, c, llm_query("e"))
@@ -620,8 +619,12 @@ async def test_a_child_of_the_kernel_does_not_hide_its_death(session):
         await run(session, code)
 
 
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def descendants(pid: int) -> list[int]:
-    """A process and those below it. (psutil compares the times of their starts, and now and then loses some.)"""
+    """A process and those below it."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -634,8 +637,10 @@ def descendants(pid: int) -> list[int]:
 
 
 async def test_a_kernel_that_dies_while_loading_fails_the_loader(session, tmp_path):
-    for pid in descendants(session.pid):
+    pids = descendants(session.pid)
+    for pid in pids:
         os.kill(pid, signal.SIGSTOP)  # so that it cannot have loaded before it dies
+    assert await until(lambda: all(state(pid) == "T" for pid in pids))
     (tmp_path / "text").write_text("text")
     loading = asyncio.ensure_future(session.bind("context", {"kind": "text", "path": str(tmp_path / "text")}))
     assert await until(lambda: session._bridge._asked)
