@@ -140,7 +140,7 @@ async def test_no_more_kernels_live_than_may_and_nested_runs_wait_for_a_place(
 
     def sub(request: Request) -> str:
         with pool._lock:
-            most[0] = max(most[0], len(pool._kernels) + len(pool._starting) + len(pool._places))
+            most[0] = max(most[0], pool._living())
         return str(ECHO_DEEP(request))
 
     s = scene(one_cell("answer['content'] = ''.join(rlm_query_batched(['q'] * 8, list('abcdefgh')))"), sub)
