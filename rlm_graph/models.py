@@ -99,10 +99,15 @@ def is_transient(error: BaseException) -> bool:
     """Whether asking again may help: a time-out, a lost connection, too many requests, a server's own failure."""
     if any(_OF_A_CONNECTION.search(kind.__name__) for kind in type(error).__mro__):
         return True
+    status = status_of(error)
+    return status in {408, 429} or status >= 500
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status by which a server refused; 0 where there is none."""
     response = getattr(error, "response", None)
     told = (getattr(error, "status_code", None), getattr(response, "status_code", None), getattr(error, "code", None))
-    status = next((each for each in told if isinstance(each, int)), 0)
-    return status in {408, 429} or status >= 500
+    return next((each for each in told if isinstance(each, int)), 0)
 
 
 def _pause(error: BaseException, tried: int) -> float:

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypedDict
 from uuid import UUID
@@ -55,6 +56,23 @@ class Asked(TypedDict):
     budget: Budget | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call as it is answered: by which graph, on which thread there, and what has come of it so far.
+
+    Attributes:
+        waits: The requests in flight that last as long as a run.
+        told: What a human answered, in the order of the questions.
+    """
+
+    graph: RemoteGraph
+    thread: str
+    asked: Asked
+    there: RunnableConfig
+    waits: list[asyncio.Task[Any]] = field(default_factory=list)
+    told: list[Any] = field(default_factory=list)
+
+
 async def answer(graph: RemoteGraph, id: str, asked: Asked, config: RunnableConfig) -> dict[str, Any]:
     """The output of a remote RLM for one call.
 
@@ -71,51 +89,34 @@ async def answer(graph: RemoteGraph, id: str, asked: Asked, config: RunnableConf
     thread = str(UUID(id))
     configurable = {key: value for key, value in config["configurable"].items() if key in _FORWARDED}
     there: RunnableConfig = {"configurable": {**configurable, "thread_id": thread}}
-    waits: list[asyncio.Task[Any]] = []
-    told: list[Any] = []
+    call = _Call(graph, thread, asked, there)
     try:
-        return await _in_the_end(graph, thread, asked, there, waits, told)
+        return await _in_the_end(call)
     except asyncio.CancelledError:
-        await _cancel(graph, thread, waits)
+        await _cancel(graph, thread, call.waits)
         raise
 
 
-async def _in_the_end(
-    graph: RemoteGraph,
-    thread: str,
-    asked: Asked,
-    there: RunnableConfig,
-    waits: list[asyncio.Task[Any]],
-    told: list[Any],
-) -> dict[str, Any]:
-    """The output, after as many attempts as it takes.
-
-    `waits` gets the requests that last as long as a run, `told` what a human answered.
-    """
+async def _in_the_end(call: _Call) -> dict[str, Any]:
+    """The output, after as many attempts as it takes."""
     pause, lost_since = _FIRST_PAUSE_SECONDS, None
     while True:
         try:
-            out = await _answered(graph, thread, asked, there, waits, told)
+            out = await _answered(call)
             if out is not None:
                 return out
             lost_since = None
         except (httpx.HTTPError, RemoteException, Lost) as error:
             lost_since = lost_since or time.monotonic()
             if not _is_lost(error) or time.monotonic() - lost_since > _PATIENCE_SECONDS:
-                raise RLMError(f"{_told(error)} (graph {graph.assistant_id!r}, thread {thread})") from error
+                raise RLMError(f"{_told(error)} (graph {call.graph.assistant_id!r}, thread {call.thread})") from error
         await asyncio.sleep(pause * (1 + random.random()))
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-async def _answered(
-    graph: RemoteGraph,
-    thread: str,
-    asked: Asked,
-    there: RunnableConfig,
-    waits: list[asyncio.Task[Any]],
-    told: list[Any],
-) -> dict[str, Any] | None:
+async def _answered(call: _Call) -> dict[str, Any] | None:
     """One attempt: starts the thread, or takes up what it has come to. None where it has to be looked at again."""
+    graph, thread, waits = call.graph, call.thread, call.waits
     known = await _call(graph, "threads.create", thread_id=thread, if_exists="do_nothing")
     for run in await _active(graph, thread):
         await _shielded(_call(graph, "runs.join", thread, run["run_id"]), waits)
@@ -123,14 +124,14 @@ async def _answered(
     values = state["values"] or {}
     if _has_ended(values):
         return dict(values)
-    given: Any = asked
+    given: Any = call.asked
     if asking := state.get("interrupts") or [i for task in state["tasks"] for i in task["interrupts"]]:
         before = (known.get("metadata") or {}).get(_QUESTIONS) or []
-        given = Command(resume={asking[0]["id"]: await _human(graph, thread, before, asking[0], told)})
+        given = Command(resume={asking[0]["id"]: await _human(graph, thread, before, asking[0], call.told)})
     elif state["next"]:
         given = None
     try:
-        out = await _shielded(_invoke(graph, given, there), waits)
+        out = await _shielded(_invoke(graph, given, call.there), waits)
     except GraphInterrupt:
         return None
     except (RemoteException, NotFoundError) as error:
@@ -223,5 +224,4 @@ def _told(error: Exception) -> str:
 
 def _is_lost(error: Exception) -> bool:
     """Whether the server is out of reach, or not itself, or already busy with this thread."""
-    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(error, httpx.TransportError | Lost) or status == 409 or models.is_transient(error)
+    return isinstance(error, Lost) or models.status_of(error) == 409 or models.is_transient(error)
